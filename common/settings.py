@@ -1,0 +1,152 @@
+"""The environment, read once and checked; every variable is documented in `.env.example`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import zoneinfo
+from collections.abc import Callable
+from datetime import time
+from functools import cache
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+from environs import EnvError, FileAwareEnv
+from marshmallow.validate import OneOf, Range
+
+
+class SettingsError(Exception):
+    """A variable is missing or wrong; the text is one line for the operator and names the variable."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All settings; the ones that are None were not given, see `require`."""
+
+    database_url: str | None
+    amqp_url: str | None
+    secret_key: str | None
+    api_key: str | None
+
+    gateway_url: str | None
+    gateway_token: str | None
+    gateway_rate_limit: int  # messages per second over all senders, 0 = no limit
+    gateway_timeout: float  # seconds for one whole call
+    gateway_concurrency: int  # calls in flight per sender process
+    gateway_max_attempts: int  # counted attempts after which a message has failed
+
+    default_timezone: str
+    api_port: int
+    admin_port: int
+    metrics_port: int  # sender and dispatcher; 0 = none
+    sender_processes: int
+    log_level: str
+    log_format: str
+
+    admin_email: str | None
+    admin_password: str | None
+
+    email_host: str | None
+    email_port: int
+    email_host_user: str | None
+    email_host_password: str | None
+    email_use_tls: bool
+    email_from: str | None
+    report_recipients: tuple[str, ...]
+    report_time: time
+    report_timezone: str
+
+    def require(self, *names: str) -> Settings:
+        """Return self; raise SettingsError naming the first of these settings that was not given."""
+        for name in names:
+            if getattr(self, name) is None:
+                raise SettingsError(f"{name.upper()} is not set; see .env.example")
+        return self
+
+
+def _timezone(name: str) -> str:
+    try:
+        zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise EnvError(f"{name!r} is not an IANA time zone such as Europe/Moscow") from error
+    return name
+
+
+def _http_url(value: str | None) -> str | None:
+    if value is None:
+        return None
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise EnvError("must be an http:// or https:// address")
+    return value.rstrip("/")
+
+
+def _clock_time(value: str) -> time:
+    try:
+        return time.fromisoformat(value)
+    except ValueError as error:
+        raise EnvError(f"{value!r} is not a time of day such as 07:30") from error
+
+
+def load() -> Settings:
+    """Read the environment; raise SettingsError for the first variable that is wrong."""
+    env = FileAwareEnv(strip_whitespace=True)
+    return Settings(
+        database_url=_read("DATABASE_URL", env.str, None),
+        amqp_url=_read("AMQP_URL", env.str, None),
+        secret_key=_read("SECRET_KEY", env.str, None),
+        api_key=_read("API_KEY", env.str, None),
+        gateway_url=_read("GATEWAY_URL", env.str, None, check=_http_url),
+        gateway_token=_read("GATEWAY_TOKEN", env.str, None),
+        gateway_rate_limit=_read("GATEWAY_RATE_LIMIT", env.int, 0, validate=Range(min=0, max=1_000_000)),
+        gateway_timeout=_read("GATEWAY_TIMEOUT", env.float, 10.0, validate=Range(min=0.1, max=300)),
+        gateway_concurrency=_read("GATEWAY_CONCURRENCY", env.int, 1000, validate=Range(min=1, max=20_000)),
+        gateway_max_attempts=_read("GATEWAY_MAX_ATTEMPTS", env.int, 20, validate=Range(min=1, max=1000)),
+        default_timezone=_read("DEFAULT_TIMEZONE", env.str, "Europe/Moscow", check=_timezone),
+        api_port=_read("API_PORT", env.int, 8000, validate=Range(min=1, max=65535)),
+        admin_port=_read("ADMIN_PORT", env.int, 8001, validate=Range(min=1, max=65535)),
+        metrics_port=_read("METRICS_PORT", env.int, 0, validate=Range(min=0, max=65535)),
+        sender_processes=_read("SENDER_PROCESSES", env.int, 2, validate=Range(min=1, max=64)),
+        log_level=_read(
+            "LOG_LEVEL", env.str, "INFO", validate=OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])
+        ),
+        log_format=_read("LOG_FORMAT", env.str, "json", validate=OneOf(["json", "console"])),
+        admin_email=_read("ADMIN_EMAIL", env.str, None),
+        admin_password=_read("ADMIN_PASSWORD", env.str, None),
+        email_host=_read("EMAIL_HOST", env.str, None),
+        email_port=_read("EMAIL_PORT", env.int, 25, validate=Range(min=1, max=65535)),
+        email_host_user=_read("EMAIL_HOST_USER", env.str, None),
+        email_host_password=_read("EMAIL_HOST_PASSWORD", env.str, None),
+        email_use_tls=_read("EMAIL_USE_TLS", env.bool, False),
+        email_from=_read("EMAIL_FROM", env.str, None),
+        report_recipients=tuple(name.strip() for name in _read("REPORT_RECIPIENTS", env.list, ())),
+        report_time=_read("REPORT_TIME", env.str, "07:30", check=_clock_time),
+        report_timezone=_read("REPORT_TIMEZONE", env.str, "Europe/Moscow", check=_timezone),
+    )
+
+
+def _read(
+    name: str, parse: Callable[..., Any], default: Any, check: Callable[[Any], Any] | None = None, **options: Any
+) -> Any:
+    # An empty variable means "not given": Compose passes an unset one that way.
+    given = os.environ.get(name) or os.environ.get(f"{name}_FILE")
+    try:
+        value = parse(name, **options) if given else default
+        return check(value) if check else value
+    except (EnvError, ValueError) as error:
+        # Never the value itself: it may be a secret.
+        text = str(error).replace(f'Environment variable "{name}" ', "")
+        raise SettingsError(f"{name}: {text}") from None
+
+
+@cache
+def settings() -> Settings:
+    """The settings of this process, read on first use."""
+    return load()
+
+
+def exit_with(error: SettingsError) -> NoReturn:
+    """End the process with the one clear line that the operator needs."""
+    print(f"configuration error: {error}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,1 @@
+"""The ground floor: tables, migrations, statements and domain rules. Imports no service."""

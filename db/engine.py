@@ -1,0 +1,46 @@
+"""Engines and sessions on PostgreSQL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+
+
+def normalise_url(url: str) -> sa.URL:
+    """Return the URL with the driver we ship; SQLAlchemy 2.1 would otherwise look for psycopg 3."""
+    parsed = make_url(url.replace("postgres://", "postgresql://", 1))
+    return parsed.set(drivername="postgresql+psycopg2")
+
+
+def connect_arguments(application_name: str, statement_timeout_seconds: float) -> dict[str, Any]:
+    """libpq options: bounded waiting everywhere, and keepalives so that a cut network is noticed in about 15 s."""
+    milliseconds = int(statement_timeout_seconds * 1000)
+    return {
+        "connect_timeout": 3,
+        "application_name": application_name,
+        "keepalives_idle": 5,
+        "keepalives_interval": 3,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 15_000,
+        "options": (
+            f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}"
+            " -c idle_in_transaction_session_timeout=60000 -c timezone=UTC"
+        ),
+    }
+
+
+def make_engine(
+    url: str, application_name: str, pool_size: int = 5, max_overflow: int = 0, statement_timeout_seconds: float = 30
+) -> sa.Engine:
+    """An engine that opens no connection yet; a dead pooled connection is replaced silently."""
+    return sa.create_engine(
+        normalise_url(url),
+        pool_size=pool_size,
+        max_overflow=max_overflow,
+        pool_pre_ping=True,
+        pool_recycle=1800,
+        connect_args=connect_arguments(application_name, statement_timeout_seconds),
+        executemany_mode="values_plus_batch",
+    )

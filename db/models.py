@@ -1,0 +1,351 @@
+"""The tables, and the rules that PostgreSQL itself keeps.
+
+The counters of `StatusCount` are fed by a trigger on `message`; trigger and function are in the migrations.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, time
+from enum import StrEnum
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+NAMING_CONVENTION = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class Base(DeclarativeBase):
+    """Declarative base: plain `int` is bigint, `str` is text, `datetime` always carries a zone."""
+
+    metadata = sa.MetaData(naming_convention=NAMING_CONVENTION)
+    type_annotation_map = {
+        int: sa.BigInteger(),
+        str: sa.Text(),
+        datetime: sa.DateTime(timezone=True),
+        dict[str, Any]: JSONB(),
+        list[str]: ARRAY(sa.Text()),
+        list[int]: ARRAY(sa.BigInteger()),
+    }
+
+
+class MailingState(StrEnum):
+    """Where a mailing stands; the dispatcher moves it, people hold or end it."""
+
+    DRAFT = "draft"  # waits for `start`
+    SCHEDULED = "scheduled"  # the dispatcher starts it at `starts_at`
+    RUNNING = "running"  # its messages are written and released
+    PAUSED = "paused"  # nothing is released until `resume`; the end time still counts
+    COMPLETED = "completed"  # every message is final
+    CANCELLED = "cancelled"  # ended by a person; the dispatcher cancels what was not on the wire
+
+
+class MessageStatus(StrEnum):
+    """Where a message stands. A crash leaves only `sending` behind, and the sweep of lost leases mends that."""
+
+    PENDING = "pending"  # due at `next_attempt_at`; the dispatcher releases it
+    SENDING = "sending"  # in a released batch; the worker records the outcome, or the sweep takes it back
+    SENT = "sent"  # the gateway accepted it; a receipt may still turn it into delivered or failed
+    DELIVERED = "delivered"
+    FAILED = "failed"  # `retry-failed` can take it back to pending
+    EXPIRED = "expired"  # the mailing ended before it could be sent
+    CANCELLED = "cancelled"  # the mailing was cancelled, or the client deleted or opted out
+
+
+OPEN_STATUSES = (MessageStatus.PENDING, MessageStatus.SENDING)
+ACTIVE_STATES = (MailingState.SCHEDULED, MailingState.RUNNING, MailingState.PAUSED)
+
+
+class ImportState(StrEnum):
+    """Where an import job stands; a crash leaves `running`, and the dispatcher hands it out again."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class GatewayState(StrEnum):
+    """What the dispatcher believes of the gateway."""
+
+    CLOSED = "closed"  # the circuit is closed: traffic flows
+    OPEN = "open"  # most calls failed: only probes are released
+    BLOCKED = "blocked"  # our credentials were refused: only slow probes are released
+
+
+class Scope(StrEnum):
+    """What an API key may do."""
+
+    FULL = "full"
+    RECEIPTS = "receipts"
+
+
+def _enum(kind: type[StrEnum]) -> sa.Enum:
+    """A text column checked against the values (not the names) of a StrEnum."""
+    return sa.Enum(
+        kind, native_enum=False, create_constraint=True, length=16, values_callable=lambda e: [m.value for m in e]
+    )
+
+
+_id = sa.Identity(always=False)
+_now = sa.text("now()")
+
+
+class Client(Base):
+    """A person in the directory."""
+
+    __tablename__ = "client"
+
+    id: Mapped[int] = mapped_column(_id, primary_key=True)
+    phone: Mapped[str] = mapped_column(unique=True)  # E.164, with the plus
+    operator_code: Mapped[str]
+    tags: Mapped[list[str]] = mapped_column(server_default="{}")
+    timezone: Mapped[str]  # IANA name
+    attributes: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
+    opted_out_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=_now)
+    updated_at: Mapped[datetime] = mapped_column(server_default=_now)
+
+    __table_args__ = (sa.CheckConstraint("phone ~ '^[+][1-9][0-9]{6,14}$'", name="phone_e164"),)
+
+
+class Mailing(Base):
+    """A text for everyone who matches a filter, between a start and an end."""
+
+    __tablename__ = "mailing"
+
+    id: Mapped[int] = mapped_column(_id, primary_key=True)
+    name: Mapped[str]
+    text: Mapped[str]
+    starts_at: Mapped[datetime]
+    ends_at: Mapped[datetime]
+    operator_codes: Mapped[list[str]] = mapped_column(server_default="{}")
+    tags: Mapped[list[str]] = mapped_column(server_default="{}")
+    window_from: Mapped[time | None]
+    window_to: Mapped[time | None]
+    state: Mapped[MailingState] = mapped_column(_enum(MailingState))
+    created_at: Mapped[datetime] = mapped_column(server_default=_now)
+    updated_at: Mapped[datetime] = mapped_column(server_default=_now)
+
+    # The dispatcher's progress in writing the messages: the last client id that was looked at, and when all were.
+    started_at: Mapped[datetime | None]
+    materialised_through: Mapped[int] = mapped_column(server_default="0")
+    materialised_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    # The window was edited after the start: the dispatcher sets the waiting messages' times anew from this client id on.
+    rescheduled_through: Mapped[int | None]
+    # Set by DELETE: hidden from everyone at once, removed by the dispatcher in the background.
+    deleted_at: Mapped[datetime | None]
+    idempotency_key: Mapped[str | None] = mapped_column(unique=True)
+    idempotency_digest: Mapped[str | None]
+
+    __table_args__ = (
+        sa.CheckConstraint("ends_at > starts_at", name="ends_after_start"),
+        sa.CheckConstraint("(window_from IS NULL) = (window_to IS NULL)", name="window_whole"),
+        sa.CheckConstraint("window_from <> window_to", name="window_open"),
+        sa.CheckConstraint("(finished_at IS NOT NULL) = (state IN ('completed', 'cancelled'))", name="finished"),
+        # Read by the dispatcher every round: `queries.mailings.active`, `due_to_start`.
+        sa.Index(
+            "ix_mailing_active",
+            "state",
+            "starts_at",
+            postgresql_where=sa.text("state IN ('scheduled', 'running', 'paused')"),
+        ),
+    )
+
+
+class Message(Base):
+    """One client's copy of a mailing. No foreign keys: they cost 7 s per million rows, and history outlives a client."""
+
+    __tablename__ = "message"
+
+    id: Mapped[int] = mapped_column(_id, primary_key=True)
+    mailing_id: Mapped[int]
+    client_id: Mapped[int]
+    status: Mapped[MessageStatus] = mapped_column(_enum(MessageStatus))
+    attempts: Mapped[int] = mapped_column(sa.SmallInteger, server_default="0")
+    created_at: Mapped[datetime] = mapped_column(server_default=_now)
+    next_attempt_at: Mapped[datetime | None]
+    sent_at: Mapped[datetime | None]
+    batch_id: Mapped[int | None]
+    last_error: Mapped[str | None]
+
+    __table_args__ = (
+        sa.UniqueConstraint("mailing_id", "client_id"),
+        sa.CheckConstraint("(next_attempt_at IS NOT NULL) = (status = 'pending')", name="pending_is_due"),
+        sa.CheckConstraint("(batch_id IS NOT NULL) = (status = 'sending')", name="sending_in_batch"),
+        sa.CheckConstraint("sent_at IS NOT NULL OR status NOT IN ('sent', 'delivered')", name="sent_has_time"),
+        # Read by `queries.batches.release`: what is due now, of one mailing.
+        sa.Index(
+            "ix_message_due", "mailing_id", "next_attempt_at", postgresql_where=sa.text("next_attempt_at IS NOT NULL")
+        ),
+        # Read by `queries.messages.page` (filter by status) and by the sweeps that cancel, expire and delete.
+        sa.Index("ix_message_mailing_status", "mailing_id", "status", "id"),
+    )
+
+
+class Batch(Base):
+    """Messages released together: the broker carries its id, the row holds the lease. Deleted when all are recorded."""
+
+    __tablename__ = "batch"
+
+    id: Mapped[int] = mapped_column(_id, primary_key=True)
+    mailing_id: Mapped[int]
+    message_ids: Mapped[list[int]]
+    created_at: Mapped[datetime] = mapped_column(server_default=_now)
+    lease_until: Mapped[datetime]
+    worker_id: Mapped[str | None]  # None until a worker has taken it
+
+    # Few rows, always short-lived: the dispatcher reads them all, `queries.batches.outstanding`.
+
+
+class Attempt(Base):
+    """The history of a message: every attempt that was not simply accepted the first time."""
+
+    __tablename__ = "attempt"
+
+    id: Mapped[int] = mapped_column(_id, primary_key=True)
+    message_id: Mapped[int] = mapped_column(index=True)
+    at: Mapped[datetime]
+    attempt: Mapped[int] = mapped_column(sa.SmallInteger)
+    outcome: Mapped[str]
+    reason: Mapped[str | None]
+    http_status: Mapped[int | None] = mapped_column(sa.SmallInteger)
+    milliseconds: Mapped[int | None] = mapped_column(sa.Integer)
+
+
+class Receipt(Base):
+    """A delivery receipt that came before our own record of the attempt; applied, and removed, with that record."""
+
+    __tablename__ = "receipt"
+
+    message_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    status: Mapped[MessageStatus] = mapped_column(_enum(MessageStatus))
+    reason: Mapped[str | None]
+    received_at: Mapped[datetime] = mapped_column(server_default=_now)
+
+
+class StatusCount(Base):
+    """How many messages of a mailing have a status: the sum of the amounts.
+
+    Writers only ever append (a shared counter row would make them wait for each other, and deadlock); the dispatcher
+    merges the rows from time to time.
+    """
+
+    __tablename__ = "status_count"
+
+    id: Mapped[int] = mapped_column(_id, primary_key=True)
+    mailing_id: Mapped[int]
+    status: Mapped[MessageStatus] = mapped_column(_enum(MessageStatus))
+    amount: Mapped[int]
+
+    __table_args__ = (sa.Index("ix_status_count_mailing_id", "mailing_id", postgresql_include=["status", "amount"]),)
+
+
+class ApiKey(Base):
+    """A bearer key; only its SHA-256 is kept (the key itself has 256 bits of entropy, so no slow hash is needed)."""
+
+    __tablename__ = "api_key"
+
+    id: Mapped[int] = mapped_column(_id, primary_key=True)
+    name: Mapped[str]
+    prefix: Mapped[str]  # the first characters, to tell keys apart
+    digest: Mapped[str] = mapped_column(unique=True)
+    scope: Mapped[Scope] = mapped_column(_enum(Scope))
+    created_at: Mapped[datetime] = mapped_column(server_default=_now)
+    last_used_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+
+class ImportJob(Base):
+    """A CSV file on its way into the directory."""
+
+    __tablename__ = "import_job"
+
+    id: Mapped[int] = mapped_column(_id, primary_key=True)
+    state: Mapped[ImportState] = mapped_column(_enum(ImportState))
+    delimiter: Mapped[str]
+    total: Mapped[int] = mapped_column(server_default="0")  # data rows in the file
+    processed: Mapped[int] = mapped_column(server_default="0")  # committed with the rows themselves: where to go on
+    created: Mapped[int] = mapped_column(server_default="0")
+    updated: Mapped[int] = mapped_column(server_default="0")
+    rejected: Mapped[int] = mapped_column(server_default="0")
+    failure: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=_now)
+    finished_at: Mapped[datetime | None]
+    lease_until: Mapped[datetime | None]  # the importer at work renews it; past it, the job is handed out again
+    worker_id: Mapped[str | None]
+
+    __table_args__ = (
+        sa.CheckConstraint("(finished_at IS NOT NULL) = (state IN ('completed', 'failed'))", name="finished"),
+        # Read by the dispatcher every second: `queries.imports.waiting`.
+        sa.Index("ix_import_job_open", "id", postgresql_where=sa.text("state IN ('pending', 'running')")),
+    )
+
+
+class ImportChunk(Base):
+    """A piece of an uploaded file, removed when its job has finished."""
+
+    __tablename__ = "import_chunk"
+
+    import_id: Mapped[int] = mapped_column(sa.ForeignKey("import_job.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    data: Mapped[bytes]
+
+
+class RejectedRow(Base):
+    """A row of an import that was refused, with its line number in the file and the reason."""
+
+    __tablename__ = "rejected_row"
+
+    import_id: Mapped[int] = mapped_column(sa.ForeignKey("import_job.id", ondelete="CASCADE"), primary_key=True)
+    line: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    reason: Mapped[str]
+    row: Mapped[str]
+
+
+class Process(Base):
+    """The heartbeat of a sender or dispatcher process, and how many batches it can work on at once."""
+
+    __tablename__ = "process"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    capacity: Mapped[int] = mapped_column(server_default="0")
+    started_at: Mapped[datetime] = mapped_column(server_default=_now)
+    heartbeat_at: Mapped[datetime] = mapped_column(server_default=_now)
+
+
+class Leader(Base):
+    """Who holds a role of which there is one: a lease, so that a frozen holder loses it as a dead one does."""
+
+    __tablename__ = "leader"
+
+    role: Mapped[str] = mapped_column(primary_key=True)
+    holder: Mapped[str]
+    lease_until: Mapped[datetime]
+
+
+class Gateway(Base):
+    """What is known of the remote gateway, shared by all processes. One row."""
+
+    __tablename__ = "gateway"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    state: Mapped[GatewayState] = mapped_column(_enum(GatewayState))
+    reason: Mapped[str | None]
+    changed_at: Mapped[datetime] = mapped_column(server_default=_now)
+    probe_at: Mapped[datetime | None]  # when the next probe may go, while open or blocked
+    probes_failed: Mapped[int] = mapped_column(server_default="0")
+    pace: Mapped[float | None] = mapped_column(sa.Double)  # messages/s after the gateway asked to slow down; None = full
+    held_until: Mapped[datetime | None]  # Retry-After: nothing is sent before
+    next_slot_at: Mapped[datetime] = mapped_column(server_default=_now)  # the rate limit: when the next message may go
+
+    __table_args__ = (sa.CheckConstraint("id = 1", name="single_row"),)
