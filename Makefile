@@ -1,0 +1,102 @@
+# Every target works on a fresh clone: what is missing is installed first. `make` alone lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+
+PYTHON := .venv/bin/python
+SERVICES := api sender reporter admin migrate simulator
+ENGINE_ANSWERS = docker compose version >/dev/null 2>&1 && timeout 10 docker info >/dev/null 2>&1
+
+.PHONY: help
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# --- starting and stopping ---------------------------------------------------------------------------------------
+
+.PHONY: up
+up:  ## Start everything: with Docker Compose where an engine answers, otherwise natively
+	@if tools/compose is-up; then $(MAKE) up-docker; \
+	elif [ -e .local/native/supervisor.json ]; then $(MAKE) up-native; \
+	elif $(ENGINE_ANSWERS); then $(MAKE) up-docker; \
+	else echo "No Docker engine answers: starting natively on this machine."; $(MAKE) up-native; fi
+
+.PHONY: up-docker
+up-docker:  ## Start everything with Docker Compose
+	@tools/compose up
+
+.PHONY: up-native
+up-native: venv servers  ## Start everything as processes of this machine, on their own PostgreSQL and RabbitMQ
+	@$(PYTHON) -m tools.native up
+
+.PHONY: down
+down:  ## Stop everything, keep the data
+	@if [ -x $(PYTHON) ]; then $(PYTHON) -m tools.native down; fi
+	@tools/compose down
+
+.PHONY: clean
+clean:  ## Stop everything and remove the data
+	@if [ -x $(PYTHON) ]; then $(PYTHON) -m tools.native clean; fi
+	@tools/compose clean
+
+.PHONY: logs
+logs:  ## Follow the logs
+	@if tools/compose is-up; then tools/compose logs; else $(MAKE) venv && $(PYTHON) -m tools.native logs; fi
+
+.PHONY: status
+status:  ## Show what runs and where
+	@if tools/compose is-up; then tools/compose status; else $(MAKE) venv && $(PYTHON) -m tools.native status; fi
+
+.PHONY: demo
+demo: venv  ## Import 10,000 clients into the running system and send them a mailing
+	@$(PYTHON) -m tools.demo $(ARGS)
+
+# --- checking ----------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: lint types  ## Run the linter, the type checker and all tests
+	@$(MAKE) servers
+	$(PYTHON) -m pytest -m "not faults" $(ARGS)
+
+.PHONY: test-fast
+test-fast: venv  ## Run the tests that need no servers
+	$(PYTHON) -m pytest tests/unit $(ARGS)
+
+.PHONY: test-faults
+test-faults: venv servers  ## Break real processes while they send, for minutes
+	$(PYTHON) -m pytest -m faults --timeout=1800 $(ARGS)
+
+.PHONY: lint
+lint: venv
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+.PHONY: types
+types: venv
+	$(PYTHON) -m mypy .
+
+.PHONY: format
+format: venv  ## Format the code and mend what the linter can mend
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+# --- dependencies ------------------------------------------------------------------------------------------------
+
+.PHONY: venv
+venv:
+	@tools/bootstrap python
+
+.PHONY: servers
+servers:
+	@tools/bootstrap servers
+
+# One resolution for all: the services may only have what the development set has.
+LOCK := .venv/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --quiet \
+	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command 'make lock'
+
+.PHONY: lock
+lock: venv  ## Resolve pyproject.toml into requirements/*.txt (ARGS=--upgrade for newer versions)
+	$(LOCK) --all-extras $(ARGS) -o requirements/dev.txt
+	for service in $(SERVICES); do \
+	  $(LOCK) --extra $$service -c requirements/dev.txt -o requirements/$$service.txt; \
+	done
