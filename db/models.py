@@ -202,6 +202,7 @@ class Batch(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=_now)
     lease_until: Mapped[datetime]
     worker_id: Mapped[str | None]  # None until a worker has taken it
+    is_probe: Mapped[bool] = mapped_column(server_default=sa.false())  # sent to learn whether the gateway is back
 
     # Few rows, always short-lived: the dispatcher reads them all, `queries.batches.outstanding`.
 
@@ -342,10 +343,24 @@ class Gateway(Base):
     state: Mapped[GatewayState] = mapped_column(_enum(GatewayState))
     reason: Mapped[str | None]
     changed_at: Mapped[datetime] = mapped_column(server_default=_now)
-    probe_at: Mapped[datetime | None]  # when the next probe may go, while open or blocked
-    probes_failed: Mapped[int] = mapped_column(server_default="0")
+    probe_at: Mapped[datetime | None]  # when the next probe may go; set exactly while open or blocked
     pace: Mapped[float | None] = mapped_column(sa.Double)  # messages/s after the gateway asked to slow down; None = full
-    held_until: Mapped[datetime | None]  # Retry-After: nothing is sent before
+    paced_at: Mapped[datetime] = mapped_column(server_default=_now)  # when the pace was last lowered or raised
     next_slot_at: Mapped[datetime] = mapped_column(server_default=_now)  # the rate limit: when the next message may go
 
     __table_args__ = (sa.CheckConstraint("id = 1", name="single_row"),)
+
+
+class GatewayTally(Base):
+    """How the gateway answered lately: a row per recorded group of outcomes, kept for some minutes."""
+
+    __tablename__ = "gateway_tally"
+
+    id: Mapped[int] = mapped_column(_id, primary_key=True)
+    at: Mapped[datetime] = mapped_column(server_default=_now, index=True)
+    mailing_id: Mapped[int]
+    answered: Mapped[int] = mapped_column(server_default="0")  # accepted or refused: the gateway is well
+    troubled: Mapped[int] = mapped_column(server_default="0")  # timeouts, resets, 5xx, garbage
+    slowed: Mapped[int] = mapped_column(server_default="0")  # 429, 503 with Retry-After
+    blocked: Mapped[int] = mapped_column(server_default="0")  # 401, 403
+    reason: Mapped[str | None]  # of the last that was not well

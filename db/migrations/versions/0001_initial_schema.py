@@ -80,6 +80,7 @@ def upgrade() -> None:
     sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.Column('lease_until', sa.DateTime(timezone=True), nullable=False),
     sa.Column('worker_id', sa.Text(), nullable=True),
+    sa.Column('is_probe', sa.Boolean(), server_default=sa.text('false'), nullable=False),
     sa.PrimaryKeyConstraint('id', name=op.f('pk_batch'))
     )
     op.create_table('client',
@@ -102,9 +103,8 @@ def upgrade() -> None:
     sa.Column('reason', sa.Text(), nullable=True),
     sa.Column('changed_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.Column('probe_at', sa.DateTime(timezone=True), nullable=True),
-    sa.Column('probes_failed', sa.BigInteger(), server_default='0', nullable=False),
     sa.Column('pace', sa.Double(), nullable=True),
-    sa.Column('held_until', sa.DateTime(timezone=True), nullable=True),
+    sa.Column('paced_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.Column('next_slot_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.CheckConstraint('id = 1', name=op.f('ck_gateway_single_row')),
     sa.PrimaryKeyConstraint('id', name=op.f('pk_gateway'))
@@ -219,6 +219,18 @@ def upgrade() -> None:
     sa.ForeignKeyConstraint(['import_id'], ['import_job.id'], name=op.f('fk_rejected_row_import_id_import_job'), ondelete='CASCADE'),
     sa.PrimaryKeyConstraint('import_id', 'line', name=op.f('pk_rejected_row'))
     )
+    op.create_table('gateway_tally',
+    sa.Column('id', sa.BigInteger(), sa.Identity(always=False), nullable=False),
+    sa.Column('at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
+    sa.Column('mailing_id', sa.BigInteger(), nullable=False),
+    sa.Column('answered', sa.BigInteger(), server_default='0', nullable=False),
+    sa.Column('troubled', sa.BigInteger(), server_default='0', nullable=False),
+    sa.Column('slowed', sa.BigInteger(), server_default='0', nullable=False),
+    sa.Column('blocked', sa.BigInteger(), server_default='0', nullable=False),
+    sa.Column('reason', sa.Text(), nullable=True),
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_gateway_tally'))
+    )
+    op.create_index(op.f('ix_gateway_tally_at'), 'gateway_tally', ['at'], unique=False)
     op.execute(COUNT_FUNCTION)
     for trigger in COUNT_TRIGGERS:
         op.execute(trigger)
@@ -228,7 +240,7 @@ def upgrade() -> None:
         "ALTER TABLE message SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 50000,"
         " autovacuum_analyze_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.05)"
     )
-    for table in ("status_count", "batch", "process", "leader", "gateway"):
+    for table in ("status_count", "batch", "process", "leader", "gateway", "gateway_tally"):
         op.execute(
             f"ALTER TABLE {table} SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,"
             " autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 5000)"
@@ -236,6 +248,8 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    op.drop_index(op.f('ix_gateway_tally_at'), table_name='gateway_tally')
+    op.drop_table('gateway_tally')
     op.drop_table('rejected_row')
     op.drop_table('import_chunk')
     op.drop_index('ix_status_count_mailing_id', table_name='status_count', postgresql_include=['status', 'amount'])
