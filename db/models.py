@@ -273,6 +273,7 @@ class ImportJob(Base):
     id: Mapped[int] = mapped_column(_id, primary_key=True)
     state: Mapped[ImportState] = mapped_column(_enum(ImportState))
     delimiter: Mapped[str]
+    columns: Mapped[list[str]] = mapped_column(server_default="{}")  # the header as written, above the rejected rows
     total: Mapped[int] = mapped_column(server_default="0")  # data rows in the file
     processed: Mapped[int] = mapped_column(server_default="0")  # committed with the rows themselves: where to go on
     created: Mapped[int] = mapped_column(server_default="0")

@@ -113,6 +113,7 @@ def upgrade() -> None:
     sa.Column('id', sa.BigInteger(), sa.Identity(always=False), nullable=False),
     sa.Column('state', sa.Enum('pending', 'running', 'completed', 'failed', name='importstate', native_enum=False, create_constraint=True, length=16), nullable=False),
     sa.Column('delimiter', sa.Text(), nullable=False),
+    sa.Column('columns', postgresql.ARRAY(sa.Text()), server_default='{}', nullable=False),
     sa.Column('total', sa.BigInteger(), server_default='0', nullable=False),
     sa.Column('processed', sa.BigInteger(), server_default='0', nullable=False),
     sa.Column('created', sa.BigInteger(), server_default='0', nullable=False),
