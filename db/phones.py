@@ -21,10 +21,11 @@ def _mobile_pattern() -> re.Pattern[str]:
     only give the same answer; a test compares the two.
     """
     metadata = PhoneMetadata.metadata_for_region("RU")
-    assert metadata is not None
-    assert metadata.mobile is not None
-    pattern = str(metadata.mobile.national_number_pattern).replace(r"\d", "[0-9]")
-    return re.compile(rf"\+7(?:{pattern})")
+    mobile = metadata.mobile if metadata else None
+    if mobile is None or mobile.national_number_pattern is None:
+        raise RuntimeError("phonenumbers holds no pattern for Russian mobile numbers")
+    # The library's \d would let digits of other scripts through.
+    return re.compile(r"\+7(?:{})".format(mobile.national_number_pattern.replace(r"\d", "[0-9]")))
 
 
 _MOBILE = _mobile_pattern()
