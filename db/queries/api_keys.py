@@ -1,0 +1,67 @@
+"""API keys: made, found, marked as used."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from db.models import ApiKey, Scope
+
+USE_RESOLUTION = timedelta(minutes=1)
+
+
+def digest_of(token: str) -> str:
+    """What is kept of a key."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def new_token() -> str:
+    """A key of 256 random bits."""
+    return f"mk_{secrets.token_urlsafe(32)}"
+
+
+def create(session: Session, name: str, scope: Scope, token: str) -> bool:
+    """Keep this token; False when it is known already (revoked or not)."""
+    prefix = token[: min(8, len(token) // 4)]  # A short key of the operator's own must not be given away.
+    statement = (
+        insert(ApiKey)
+        .values(name=name, prefix=prefix, digest=digest_of(token), scope=scope)
+        .on_conflict_do_nothing(index_elements=[ApiKey.digest])
+        .returning(ApiKey.id)
+    )
+    return session.execute(statement).scalar() is not None
+
+
+def exist(session: Session) -> bool:
+    """Whether anybody can use the API at all."""
+    return bool(session.scalar(sa.select(sa.exists().where(ApiKey.revoked_at.is_(None)))))
+
+
+def find(session: Session, digest: str) -> ApiKey | None:
+    """The key that stands, by its digest."""
+    return session.scalar(sa.select(ApiKey).where(ApiKey.digest == digest, ApiKey.revoked_at.is_(None)))
+
+
+def touch(session: Session, key_id: int, now: datetime) -> None:
+    """Remember the use, at most once a minute: a busy key must not become a busy row."""
+    session.execute(
+        sa.update(ApiKey)
+        .where(ApiKey.id == key_id, sa.or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now - USE_RESOLUTION))
+        .values(last_used_at=now)
+    )
+
+
+def revoke(session: Session, key_id: int, now: datetime) -> bool:
+    """End a key; False when it had ended already."""
+    result = session.execute(
+        sa.update(ApiKey)
+        .where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None))
+        .values(revoked_at=now)
+        .returning(ApiKey.id)
+    )
+    return result.scalar() is not None

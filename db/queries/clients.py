@@ -1,0 +1,125 @@
+"""The directory of clients. A client who goes, or opts out, takes the waiting messages along."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from db import phones
+from db.models import ACTIVE_STATES, Client, Mailing, Message, MessageStatus
+from db.queries.notifications import notify_withdrawn
+from db.refusals import Conflict, Invalid, Missing
+
+CLIENT_DELETED = "client_deleted"
+OPTED_OUT = "opted_out"
+_PHONE_TAKEN = "a client with this phone exists already"
+
+
+def create(session: Session, values: Mapping[str, Any], now: datetime) -> Client:
+    """Add a client; raise Conflict when the phone is known, Invalid when no operator code can be told from it."""
+    statement = (
+        insert(Client)
+        .values({**values, "operator_code": _operator_code(values), "created_at": now, "updated_at": now})
+        .on_conflict_do_nothing(index_elements=[Client.phone])
+        .returning(Client)
+    )
+    client = session.scalar(statement)
+    if client is None:
+        raise Conflict(_PHONE_TAKEN, field="phone")
+    return client
+
+
+def get(session: Session, client_id: int) -> Client:
+    """One client; raise Missing."""
+    client = session.get(Client, client_id)
+    if client is None:
+        raise Missing("no such client")
+    return client
+
+
+def page(
+    session: Session, phone: str | None, operator_code: str | None, tag: str | None, offset: int, limit: int
+) -> tuple[Sequence[Client], int]:
+    """A page in the order of creation, and how many clients there are with these marks."""
+    conditions: list[sa.ColumnElement[bool]] = []
+    if phone is not None:
+        conditions.append(Client.phone == phone)
+    if operator_code is not None:
+        conditions.append(Client.operator_code == operator_code)
+    if tag is not None:
+        conditions.append(Client.tags.contains([tag]))
+    total = session.scalar(sa.select(sa.func.count()).select_from(Client).where(*conditions)) or 0
+    if offset >= total:
+        return [], total
+    rows = session.scalars(sa.select(Client).where(*conditions).order_by(Client.id).offset(offset).limit(limit))
+    return rows.all(), total
+
+
+def edit(session: Session, client_id: int, changes: Mapping[str, Any], now: datetime) -> Client:
+    """Change these columns; raise Missing, Conflict (phone taken) or Invalid (no operator code)."""
+    client = session.get(Client, client_id, with_for_update=True)
+    if client is None:
+        raise Missing("no such client")
+    opts_out = client.opted_out_at is None and changes.get("opted_out_at") is not None
+    changes = _with_operator_code(client, changes)
+    for name, value in changes.items():
+        setattr(client, name, value)
+    if session.is_modified(client):
+        client.updated_at = now
+    try:
+        session.flush()
+    except IntegrityError as error:
+        raise Conflict(_PHONE_TAKEN, field="phone") from error
+    if opts_out:
+        _withdraw(session, client_id, OPTED_OUT)
+    return client
+
+
+def delete(session: Session, client_id: int) -> None:
+    """Erase the person; raise Missing. Messages stay, as numbers in statistics, without the phone."""
+    if session.execute(sa.delete(Client).where(Client.id == client_id).returning(Client.id)).scalar() is None:
+        raise Missing("no such client")
+    _withdraw(session, client_id, CLIENT_DELETED)
+
+
+def _withdraw(session: Session, client_id: int, reason: str) -> None:
+    """Cancel what waits for this client, and tell the workers, who may hold some of it in their hands."""
+    active = session.scalars(sa.select(Mailing.id).where(Mailing.state.in_(ACTIVE_STATES))).all()
+    # The mailings are named one by one so that the unique key is probed, and locked in order so that two withdrawals
+    # never wait for each other in a circle.
+    waiting = session.scalars(
+        sa.select(Message.id)
+        .where(Message.mailing_id.in_(active), Message.client_id == client_id, Message.status == MessageStatus.PENDING)
+        .order_by(Message.id)
+        .with_for_update()
+    ).all()
+    if waiting:
+        session.execute(
+            sa.update(Message)
+            .where(Message.id.in_(waiting))
+            .values(status=MessageStatus.CANCELLED, next_attempt_at=None, last_error=reason)
+            .execution_options(synchronize_session=False)
+        )
+    notify_withdrawn(session, client_id)
+
+
+def _operator_code(values: Mapping[str, Any]) -> str:
+    code = values.get("operator_code") or phones.operator_code_of(values["phone"])
+    if code is None:
+        raise Invalid("required for a number outside +7", field="operator_code")
+    return str(code)
+
+
+def _with_operator_code(client: Client, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A new number brings its own operator code unless one is given, or the old one was set by hand."""
+    if "phone" not in changes or changes.get("operator_code"):
+        return {name: value for name, value in changes.items() if name != "operator_code" or value}
+    kept = client.operator_code if client.operator_code != phones.operator_code_of(client.phone) else None
+    by_hand = None if "operator_code" in changes else kept
+    return {**changes, "operator_code": by_hand or _operator_code({"phone": changes["phone"]})}

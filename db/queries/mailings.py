@@ -1,0 +1,220 @@
+"""Mailings: made, edited, held and ended by people. What the dispatcher does with them is in `audience`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from db.models import Client, Mailing, MailingState, Message, MessageStatus
+from db.queries.notifications import notify_work
+from db.refusals import Conflict, Invalid, Missing
+
+_ENDED = (MailingState.COMPLETED, MailingState.CANCELLED)
+_BEFORE_START = (MailingState.DRAFT, MailingState.SCHEDULED, MailingState.PAUSED)
+_ALWAYS_EDITABLE = frozenset({"name"})
+_EDITABLE_AFTER_START = frozenset({"name", "ends_at", "window_from", "window_to"})
+# The names that people know a column by.
+_FIELDS = {"operator_codes": "filter", "tags": "filter", "window_from": "send_window", "window_to": "send_window"}
+
+_ACTIONS = {
+    "start": ((MailingState.DRAFT,), "started"),
+    "pause": ((MailingState.SCHEDULED, MailingState.RUNNING), "paused"),
+    "resume": ((MailingState.PAUSED,), "resumed"),
+    "cancel": ((MailingState.DRAFT, MailingState.SCHEDULED, MailingState.RUNNING, MailingState.PAUSED), "cancelled"),
+}
+
+
+def create(
+    session: Session,
+    values: Mapping[str, Any],
+    now: datetime,
+    idempotency_key: str | None = None,
+    digest: str | None = None,
+) -> tuple[Mailing, bool]:
+    """Add a mailing, and whether it is new: the same key and digest give the mailing made first.
+
+    Raise Invalid for times that make no sense, Conflict for a key that was used for something else.
+    """
+    if idempotency_key is not None and (first := _made_before(session, idempotency_key, digest)):
+        return first, False
+    values = {"starts_at": now, "state": MailingState.SCHEDULED, **values}
+    _check_times(values["starts_at"], values["ends_at"], now)
+    statement = (
+        insert(Mailing)
+        .values(**values, created_at=now, updated_at=now, idempotency_key=idempotency_key, idempotency_digest=digest)
+        .on_conflict_do_nothing(index_elements=[Mailing.idempotency_key])
+        .returning(Mailing)
+    )
+    mailing = session.scalar(statement)
+    if mailing is None:  # Somebody else was faster with the same key, and has committed: the insert waited for that.
+        return create(session, values, now, idempotency_key, digest)
+    notify_work(session)
+    return mailing, True
+
+
+def _made_before(session: Session, idempotency_key: str, digest: str | None) -> Mailing | None:
+    mailing = session.scalar(sa.select(Mailing).where(Mailing.idempotency_key == idempotency_key))
+    if mailing is None:
+        return None
+    if mailing.idempotency_digest != digest:
+        raise Conflict("this Idempotency-Key was used with another body", field="Idempotency-Key")
+    if mailing.deleted_at is not None:
+        raise Conflict("the mailing made with this Idempotency-Key was deleted", field="Idempotency-Key")
+    return mailing
+
+
+def get(session: Session, mailing_id: int) -> Mailing:
+    """One mailing that is not deleted; raise Missing."""
+    mailing = session.scalar(sa.select(Mailing).where(Mailing.id == mailing_id, Mailing.deleted_at.is_(None)))
+    if mailing is None:
+        raise Missing("no such mailing")
+    return mailing
+
+
+def page(session: Session, state: MailingState | None, offset: int, limit: int) -> tuple[Sequence[Mailing], int]:
+    """A page in the order of creation, and how many mailings there are in this state."""
+    conditions: list[sa.ColumnElement[bool]] = [Mailing.deleted_at.is_(None)]
+    if state is not None:
+        conditions.append(Mailing.state == state)
+    total = session.scalar(sa.select(sa.func.count()).select_from(Mailing).where(*conditions)) or 0
+    rows = session.scalars(sa.select(Mailing).where(*conditions).order_by(Mailing.id).offset(offset).limit(limit))
+    return rows.all(), total
+
+
+def edit(session: Session, mailing_id: int, changes: Mapping[str, Any], now: datetime) -> Mailing:
+    """Change these columns; the same value is no change. Raise Missing, Conflict (too late) or Invalid."""
+    mailing = _locked(session, mailing_id)
+    changed = {name: value for name, value in changes.items() if getattr(mailing, name) != value}
+    if not changed:
+        return mailing
+    _check_editable(mailing, changed)
+    if changed.keys() & {"starts_at", "ends_at"}:
+        _check_times(changed.get("starts_at", mailing.starts_at), changed.get("ends_at", mailing.ends_at), now)
+    for name, value in changed.items():
+        setattr(mailing, name, value)
+    if mailing.started_at is not None and changed.keys() & {"window_from", "window_to"}:
+        mailing.rescheduled_through = 0  # The dispatcher sets the waiting messages' times anew.
+    mailing.updated_at = now
+    session.flush()
+    notify_work(session)
+    return mailing
+
+
+def control(session: Session, mailing_id: int, action: str, now: datetime) -> Mailing:
+    """`start`, `pause`, `resume` or `cancel`; raise Missing, or Conflict with the reason."""
+    expected, participle = _ACTIONS[action]
+    conditions = [Mailing.id == mailing_id, Mailing.deleted_at.is_(None), Mailing.state.in_(expected)]
+    if action == "start":
+        conditions.append(Mailing.ends_at > now)
+    mailing: Mailing | None = session.scalar(
+        sa.update(Mailing).where(*conditions).values(**_effect(action, now), updated_at=now).returning(Mailing)
+    )
+    if mailing is not None:
+        notify_work(session)
+        return mailing
+    found = get(session, mailing_id)
+    if found.state in expected:
+        raise Conflict("its end time has passed: it cannot be started", field="ends_at")
+    raise Conflict(f"a {found.state} mailing cannot be {participle}", field="state")
+
+
+def _effect(action: str, now: datetime) -> dict[str, Any]:
+    if action == "start":
+        return {"state": MailingState.SCHEDULED}
+    if action == "pause":
+        return {"state": MailingState.PAUSED}
+    if action == "cancel":
+        return {"state": MailingState.CANCELLED, "finished_at": now}
+    never_started = Mailing.started_at.is_(None)
+    return {"state": sa.case((never_started, MailingState.SCHEDULED), else_=MailingState.RUNNING)}
+
+
+def delete(session: Session, mailing_id: int, now: datetime) -> None:
+    """Hide the mailing from everyone and end it; the dispatcher removes its rows. Raise Missing."""
+    ended = Mailing.state.in_(_ENDED)
+    statement = (
+        sa.update(Mailing)
+        .where(Mailing.id == mailing_id, Mailing.deleted_at.is_(None))
+        .values(
+            deleted_at=now,
+            updated_at=now,
+            state=sa.case((ended, Mailing.state), else_=MailingState.CANCELLED),
+            finished_at=sa.func.coalesce(Mailing.finished_at, now),
+        )
+        .returning(Mailing.id)
+        .execution_options(synchronize_session=False)
+    )
+    if session.execute(statement).scalar() is None:
+        raise Missing("no such mailing")
+    notify_work(session)
+
+
+def retry_failed(
+    session: Session, mailing_id: int, reasons: Sequence[str] | None, now: datetime
+) -> tuple[Mailing, int]:
+    """Put failed messages (of these reasons) back to pending with all their attempts; the mailing, and how many.
+
+    Clients who are gone or opted out stay failed. Raise Missing, or Conflict when the mailing has ended.
+    """
+    mailing = _locked(session, mailing_id)
+    if mailing.state not in (MailingState.RUNNING, MailingState.PAUSED, MailingState.COMPLETED):
+        raise Conflict(f"a {mailing.state} mailing has nothing to retry", field="state")
+    if mailing.ends_at <= now:
+        raise Conflict("its end time has passed: nothing can be sent any more", field="ends_at")
+    # A million messages take longer than any other request may.
+    session.execute(sa.text("SET LOCAL statement_timeout = '300s'"))
+    reachable = sa.exists().where(Client.id == Message.client_id, Client.opted_out_at.is_(None))
+    conditions = [Message.mailing_id == mailing_id, Message.status == MessageStatus.FAILED, reachable]
+    if reasons:
+        conditions.append(Message.last_error.in_(reasons))
+    retried: int = session.execute(  # type: ignore[attr-defined]
+        sa.update(Message)
+        .where(*conditions)
+        .values(status=MessageStatus.PENDING, next_attempt_at=now, attempts=0)
+        .execution_options(synchronize_session=False)
+    ).rowcount
+    if retried:
+        if mailing.state is MailingState.COMPLETED:
+            mailing.state, mailing.finished_at = MailingState.RUNNING, None
+        if mailing.window_from is not None:
+            mailing.rescheduled_through = 0  # `now` may be outside the clients' windows.
+        mailing.updated_at = now
+        session.flush()
+        notify_work(session)
+    return mailing, retried
+
+
+def _locked(session: Session, mailing_id: int) -> Mailing:
+    # Locked against the dispatcher, which starts and completes mailings.
+    mailing = session.scalar(
+        sa.select(Mailing).where(Mailing.id == mailing_id, Mailing.deleted_at.is_(None)).with_for_update()
+    )
+    if mailing is None:
+        raise Missing("no such mailing")
+    return mailing
+
+
+def _check_editable(mailing: Mailing, changed: Mapping[str, Any]) -> None:
+    if "state" in changed:
+        raise Conflict("the state is changed by start, pause, resume and cancel", field="state")
+    if mailing.state in _ENDED:
+        refused, when = changed.keys() - _ALWAYS_EDITABLE, f"in a {mailing.state} mailing"
+    elif mailing.started_at is not None or mailing.state not in _BEFORE_START:
+        refused, when = changed.keys() - _EDITABLE_AFTER_START, "after the start of a mailing"
+    else:
+        return
+    if refused:
+        field = min(_FIELDS.get(name, name) for name in refused)
+        raise Conflict(f"{field} cannot be changed {when}", field=field)
+
+
+def _check_times(starts_at: datetime, ends_at: datetime, now: datetime) -> None:
+    if ends_at <= starts_at:
+        raise Invalid("must be after starts_at", field="ends_at")
+    if ends_at <= now:
+        raise Invalid("must be in the future", field="ends_at")

@@ -1,0 +1,19 @@
+"""What a commit tells the running processes. Both are hints: whoever misses one finds the same in the tables."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+WORK = "work"
+WITHDRAWN = "withdrawn"
+
+
+def notify_work(session: Session) -> None:
+    """Wake the dispatcher when this transaction commits."""
+    session.execute(sa.select(sa.func.pg_notify(WORK, "")))
+
+
+def notify_withdrawn(session: Session, client_id: int) -> None:
+    """Tell the workers, at commit, that this client is not to be written to any more."""
+    session.execute(sa.select(sa.func.pg_notify(WITHDRAWN, str(client_id))))

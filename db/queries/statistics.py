@@ -1,0 +1,94 @@
+"""Numbers from the counters; no message is ever counted for an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from db.models import Mailing, MailingState, Message, MessageStatus, StatusCount
+
+Counts = dict[str, int]
+
+
+class Difference(NamedTuple):
+    """A counter that does not equal the rows it stands for."""
+
+    mailing_id: int
+    status: MessageStatus
+    counted: int
+    actual: int
+
+
+def no_counts() -> Counts:
+    """Every status with nothing in it."""
+    return {status.value: 0 for status in MessageStatus}
+
+
+def by_mailing(session: Session, mailing_ids: Iterable[int]) -> Mapping[int, Counts]:
+    """The counts by status of each of these mailings."""
+    counts = {mailing_id: no_counts() for mailing_id in mailing_ids}
+    rows = session.execute(
+        sa.select(StatusCount.mailing_id, StatusCount.status, sa.func.sum(StatusCount.amount))
+        .where(StatusCount.mailing_id.in_(counts))
+        .group_by(StatusCount.mailing_id, StatusCount.status)
+    )
+    for mailing_id, status, amount in rows:
+        counts[mailing_id][status.value] = int(amount)
+    return counts
+
+
+def of_mailing(session: Session, mailing_id: int) -> Counts:
+    """The counts by status of one mailing."""
+    return by_mailing(session, [mailing_id])[mailing_id]
+
+
+def totals(session: Session) -> Counts:
+    """The counts by status over all mailings that are not deleted."""
+    counts = no_counts()
+    rows = session.execute(
+        sa.select(StatusCount.status, sa.func.sum(StatusCount.amount))
+        .join(Mailing, Mailing.id == StatusCount.mailing_id)
+        .where(Mailing.deleted_at.is_(None))
+        .group_by(StatusCount.status)
+    )
+    for status, amount in rows:
+        counts[status.value] = int(amount)
+    return counts
+
+
+def mailings_by_state(session: Session) -> Mapping[MailingState, int]:
+    """How many mailings that are not deleted are in each state."""
+    rows = session.execute(
+        sa.select(Mailing.state, sa.func.count()).where(Mailing.deleted_at.is_(None)).group_by(Mailing.state)
+    )
+    found = {row[0]: row[1] for row in rows}
+    return {state: found.get(state, 0) for state in MailingState}
+
+
+def recount(session: Session) -> Sequence[Difference]:
+    """Count every message, and return where the counters say otherwise: nowhere, if all is well."""
+    actual = (
+        sa.select(Message.mailing_id, Message.status, sa.func.count().label("amount"))
+        .group_by(Message.mailing_id, Message.status)
+        .subquery()
+    )
+    counted = (
+        sa.select(StatusCount.mailing_id, StatusCount.status, sa.func.sum(StatusCount.amount).label("amount"))
+        .group_by(StatusCount.mailing_id, StatusCount.status)
+        .subquery()
+    )
+    counted_amount = sa.func.coalesce(counted.c.amount, 0)
+    actual_amount = sa.func.coalesce(actual.c.amount, 0)
+    mailing_id = sa.func.coalesce(actual.c.mailing_id, counted.c.mailing_id)
+    status = sa.func.coalesce(actual.c.status, counted.c.status)
+    both = sa.and_(actual.c.mailing_id == counted.c.mailing_id, actual.c.status == counted.c.status)
+    rows = session.execute(
+        sa.select(mailing_id, status, counted_amount, actual_amount)
+        .select_from(actual.join(counted, both, full=True))
+        .where(counted_amount != actual_amount)
+        .order_by(mailing_id, status)
+    )
+    return [Difference(mailing, MessageStatus(kind), int(was), int(now)) for mailing, kind, was, now in rows]
