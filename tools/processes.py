@@ -1,0 +1,237 @@
+"""Start, stop, find and kill programs: what the native runner and the tests' servers have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pwd
+import random
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+# Below Linux's range for outgoing connections, so that no client socket sits on a port while its server restarts.
+FREE_PORTS = range(20_000, 32_000)
+LOG_ROTATION_BYTES = 10_000_000
+
+
+class StartError(Exception):
+    """A program did not come up; the text is for the operator and ends with what the program said."""
+
+
+def is_free(port: int) -> bool:
+    """Return True if nothing listens on this port, on any address."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port(preferred: int | None = None) -> int:
+    """Return `preferred` if it is free, otherwise a random free port."""
+    if preferred is not None and is_free(preferred):
+        return preferred
+    candidates = random.SystemRandom().sample(FREE_PORTS, 200)
+    return next(port for port in candidates if is_free(port))
+
+
+def wait_until(condition: Callable[[], bool], timeout: float, pause: float = 0.05) -> bool:
+    """Return True as soon as `condition` holds, False when it still does not after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(pause)
+    return True
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    """The end of a log, indented to stand below a message."""
+    if not log.exists():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 20_000))
+        last = file.read().decode(errors="replace").splitlines()[-lines:]
+    return "".join(f"\n    {line}" for line in last)
+
+
+def rotate(log: Path) -> None:
+    """Keep one older copy of a log that has grown large.
+
+    The writers hold the file open for appending, so it is emptied rather than renamed. Lines written between the
+    copy and the truncation are lost.
+    """
+    if log.exists() and log.stat().st_size > LOG_ROTATION_BYTES:
+        log.with_suffix(".log.1").write_bytes(log.read_bytes())
+        os.truncate(log, 0)
+
+
+# --- what runs, as /proc tells it -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """A line of the process table. A pid alone may be somebody else's by now; with its start time it is not."""
+
+    pid: int
+    parent: int
+    session: int
+    started: int  # clock ticks after boot
+
+    @property
+    def is_alive(self) -> bool:
+        """Return True while this very process runs."""
+        return look_up(self.pid) == self
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal this very process, if it still runs."""
+        if self.is_alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+
+def look_up(pid: int) -> Running | None:
+    """Return the process with this pid, None if there is none or only its exit status is left."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    if fields[0] in ("Z", "X"):
+        return None
+    return Running(pid, parent=int(fields[1]), session=int(fields[3]), started=int(fields[19]))
+
+
+def all_running() -> Iterator[Running]:
+    """Every process of this machine."""
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and (found := look_up(int(entry))):
+            yield found
+
+
+def family(leader: int) -> list[Running]:
+    """The living members of this process's session and its descendants, itself included."""
+    found: dict[int, Running] = {}
+    table = list(all_running())
+    members = [entry for entry in table if leader in (entry.pid, entry.session)]
+    while members:
+        found.update((entry.pid, entry) for entry in members)
+        members = [entry for entry in table if entry.parent in found and entry.pid not in found]
+    return list(found.values())
+
+
+def marked(variable: str, value: str) -> list[Running]:
+    """The processes that were started with this environment variable, as far as we may look into them."""
+    wanted = f"{variable}={value}".encode()
+    found = []
+    for entry in all_running():
+        with contextlib.suppress(OSError):
+            if wanted in Path(f"/proc/{entry.pid}/environ").read_bytes().split(b"\0"):
+                found.append(entry)
+    return found
+
+
+def end(processes: Iterable[Running], grace: float) -> None:
+    """Ask these processes to stop; kill those that still run after `grace` seconds."""
+    victims = [entry for entry in processes if entry.pid != os.getpid()]
+    for entry in victims:
+        entry.send(signal.SIGTERM)
+    if not wait_until(lambda: not any(entry.is_alive for entry in victims), grace):
+        for entry in victims:
+            entry.send(signal.SIGKILL)
+
+
+def as_account(account: str) -> list[str]:
+    """The options that make setpriv change to this user."""
+    group = pwd.getpwnam(account).pw_gid
+    return ["--reuid", account, "--regid", str(group), "--clear-groups"]
+
+
+# --- one program ------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Process:
+    """One program in a session of its own, its output appended to a log."""
+
+    name: str
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    cwd: Path
+    log: Path
+    account: str | None = None  # the user to run as, when we are root
+    stop_signal: signal.Signals = signal.SIGTERM
+    dies_with_parent: bool = False
+    _popen: subprocess.Popen[bytes] | None = dataclasses.field(default=None, init=False)
+
+    @property
+    def pid(self) -> int | None:
+        """The pid of the running program, None when it does not run."""
+        return self._popen.pid if self._popen and self._popen.poll() is None else None
+
+    @property
+    def exit_code(self) -> int | None:
+        """How the program ended; None while it runs and before it was started."""
+        return self._popen.poll() if self._popen else None
+
+    def start(self) -> None:
+        """Start the program and return at once."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self._popen = subprocess.Popen(
+                self.command,
+                env=dict(self.env),
+                cwd=self.cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    @property
+    def command(self) -> list[str]:
+        """The whole command line; setpriv replaces itself by the program, so the pid is the program's."""
+        options = as_account(self.account) if self.account else []
+        if self.dies_with_parent:
+            options += ["--pdeathsig", "KILL"]
+        return ["setpriv", *options, "--", *self.argv] if options else list(self.argv)
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal the program itself, not its children."""
+        if self.pid is not None:
+            os.kill(self.pid, number)
+
+    def stop(self, timeout: float = 30.0) -> None:
+        """Ask the program itself to stop; after `timeout` seconds kill it with everything it started."""
+        if self._popen is None:
+            return
+        self.send(self.stop_signal)
+        if wait_until(lambda: self.pid is None, timeout):
+            end(self._left_behind(), grace=5.0)
+        else:
+            self.kill()
+
+    def kill(self) -> None:
+        """Kill the program and everything it started, at once, as a power cut would."""
+        if self._popen is None:
+            return
+        victims = self._left_behind() if self.pid is None else family(self._popen.pid)
+        for entry in victims:
+            entry.send(signal.SIGKILL)
+        self._popen.wait()
+
+    def end_left_behind(self, grace: float) -> None:
+        """End what a program that has died left in its session, so that a new one finds its ports free."""
+        if self.pid is None:
+            end(self._left_behind(), grace)
+
+    def _left_behind(self) -> list[Running]:
+        # The kernel does not reuse the number while the dead program's session has members: whoever bears it now
+        # is a stranger.
+        return [] if self._popen is None or look_up(self._popen.pid) else family(self._popen.pid)
