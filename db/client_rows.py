@@ -1,0 +1,192 @@
+"""From the cells of a row to the values of a client, or to the reason why not. Pure: no database, no clock."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import orjson
+
+from db import phones, rules
+from db.csv_rows import PHONE_COLUMN, Row, UnreadableFileError
+
+TAG_SEPARATOR = "|"
+KNOWN_COLUMNS = (PHONE_COLUMN, "operator_code", "tags", "timezone")
+
+
+class RowError(ValueError):
+    """The row cannot become a client; the text names the column first."""
+
+
+class ImportedClient(NamedTuple):
+    """What a row says about a client; None, or a missing attribute, leaves what is known already."""
+
+    phone: str
+    operator_code: str | None
+    tags: tuple[str, ...] | None
+    timezone: str | None
+    attributes: dict[str, str]
+
+    @property
+    def default_code(self) -> str | None:
+        """The operator code of a new client whose row names none."""
+        return phones.operator_code_of(self.phone)
+
+    def followed_by(self, later: ImportedClient) -> ImportedClient:
+        """As if the two rows of this phone had been imported one after the other."""
+        return ImportedClient(
+            self.phone,
+            later.operator_code or self.operator_code,
+            later.tags or self.tags,
+            later.timezone or self.timezone,
+            {**self.attributes, **later.attributes},
+        )
+
+
+class RejectedRow(NamedTuple):
+    """A row that was refused: where it starts, why, and what it held."""
+
+    line: int
+    reason: str
+    cells: list[str]
+
+
+@dataclass
+class Group:
+    """Rows that are committed together."""
+
+    clients: dict[str, ImportedClient] = field(default_factory=dict)
+    rejected: list[RejectedRow] = field(default_factory=list)
+    repeated: int = 0  # rows whose phone another row of the group had already
+
+
+class Layout:
+    """Where the header puts what; raises UnreadableFileError when there is more than a client can hold."""
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self._columns = columns
+        names = [name.lower() for name in columns]
+        self._phone = names.index(PHONE_COLUMN)
+        self._code, self._tags, self._zone = (
+            names.index(name) if name in names else None for name in KNOWN_COLUMNS[1:]
+        )
+        self._unnamed = [place for place, name in enumerate(names) if not name]
+        self._attributes = [
+            (place, columns[place]) for place, name in enumerate(names) if name and name not in KNOWN_COLUMNS
+        ]
+        self._check_attributes()
+
+    def _check_attributes(self) -> None:
+        if len(self._attributes) > rules.ATTRIBUTES:
+            raise UnreadableFileError(f"The header has more than {rules.ATTRIBUTES} columns for attributes.")
+        for _, name in self._attributes:
+            if len(name) > rules.ATTRIBUTE_NAME_LENGTH:
+                raise UnreadableFileError(
+                    f"The column name '{_shown(name)}' is longer than {rules.ATTRIBUTE_NAME_LENGTH} characters."
+                )
+
+    def read(self, cells: Sequence[str]) -> ImportedClient:
+        """The client that this row describes; raises RowError."""
+        if len(cells) != len(self._columns):
+            raise RowError(self._why_wrong_length(len(cells)))
+        for place in self._unnamed:
+            if cells[place].strip():
+                raise RowError(f"column {place + 1}: has a value but no name in the header")
+        return ImportedClient(
+            _read_phone(cells[self._phone]),
+            None if self._code is None else _read_code(cells[self._code]),
+            None if self._tags is None else _read_tags(cells[self._tags]),
+            None if self._zone is None else _read_zone(cells[self._zone]),
+            self._read_attributes(cells),
+        )
+
+    def _read_attributes(self, cells: Sequence[str]) -> dict[str, str]:
+        attributes = {name: text for place, name in self._attributes if (text := cells[place].strip())}
+        # A character makes six bytes of JSON at most: hardly any row needs to be measured.
+        if sum(map(len, attributes.values())) > rules.ATTRIBUTES_BYTES // 20:
+            size = len(orjson.dumps(attributes))
+            if size > rules.ATTRIBUTES_BYTES:
+                largest = max(attributes, key=lambda name: len(attributes[name]))
+                raise RowError(f"{largest}: the attributes take {size} bytes, {rules.ATTRIBUTES_BYTES} are allowed")
+        return attributes
+
+    def _why_wrong_length(self, count: int) -> str:
+        if count < len(self._columns):
+            return f"{self._columns[count] or f'column {count + 1}'}: missing, the row ends before this column"
+        return f"column {count}: the row has {count} cells, but the header {len(self._columns)} columns"
+
+
+def read_rows(layout: Layout, rows: Iterable[Row]) -> tuple[list[tuple[Row, ImportedClient]], list[RejectedRow]]:
+    """The rows that make a client, and those that do not."""
+    read: list[tuple[Row, ImportedClient]] = []
+    rejected: list[RejectedRow] = []
+    for row in rows:
+        try:
+            if row.problem:
+                raise RowError(f"the row cannot be read: {row.problem}")
+            read.append((row, layout.read(row.cells)))
+        except RowError as error:
+            rejected.append(RejectedRow(row.line, str(error), row.cells))
+    return read, rejected
+
+
+def without_code(read: Iterable[tuple[Row, ImportedClient]]) -> set[str]:
+    """The phones for which an operator code must be known already, or the row is refused."""
+    return {client.phone for _, client in read if client.operator_code is None and client.default_code is None}
+
+
+def merge(read: Iterable[tuple[Row, ImportedClient]], rejected: list[RejectedRow], codes: Mapping[str, str]) -> Group:
+    """One entry for each phone, the later row going over the earlier; `codes` are those known for `without_code`."""
+    group = Group(rejected=rejected)
+    for row, client in read:
+        earlier = group.clients.get(client.phone)
+        if earlier is not None:
+            group.clients[client.phone] = earlier.followed_by(client)
+            group.repeated += 1
+        elif client.operator_code or client.default_code or client.phone in codes:
+            group.clients[client.phone] = client
+        else:
+            group.rejected.append(
+                RejectedRow(row.line, "operator_code: required for a new number outside +7", row.cells)
+            )
+    return group
+
+
+def _read_phone(text: str) -> str:
+    try:
+        return phones.normalise(text.strip())
+    except ValueError as error:
+        raise RowError(f"phone: {error}" if not text.strip() else f"phone: '{_shown(text)}' {error}") from None
+
+
+def _read_code(text: str) -> str | None:
+    code = text.strip()
+    if code and not rules.OPERATOR_CODE.match(code):
+        raise RowError(f"operator_code: '{_shown(code)}' is not a code of 2 to 10 digits")
+    return code or None
+
+
+# A million rows hold a few hundred different sets of tags.
+@functools.lru_cache(maxsize=10_000)
+def _read_tags(text: str) -> tuple[str, ...] | None:
+    tags = tuple(dict.fromkeys(tag for part in text.split(TAG_SEPARATOR) if (tag := part.strip())))
+    if len(tags) > rules.TAGS:
+        raise RowError(f"tags: {len(tags)} tags, {rules.TAGS} are allowed")
+    for tag in tags:
+        if len(tag) > rules.TAG_LENGTH:
+            raise RowError(f"tags: '{_shown(tag)}' is longer than {rules.TAG_LENGTH} characters")
+    return tags or None
+
+
+def _read_zone(text: str) -> str | None:
+    zone = text.strip()
+    if zone and zone not in rules.timezones():
+        raise RowError(f"timezone: '{_shown(zone)}' is not an IANA time zone such as Europe/Moscow")
+    return zone or None
+
+
+def _shown(text: str) -> str:
+    """The beginning of what somebody wrote, short enough for a list of reasons."""
+    return text if len(text) <= 50 else f"{text[:50]}…"
