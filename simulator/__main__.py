@@ -18,8 +18,8 @@ from simulator.listeners import Listener
 from simulator.receipts import Receipts
 from simulator.rules import RuleError
 
-EPILOG = """Every option that takes a value can be set in the environment: SIMULATOR_PORT for --port and so on; the token
-as GATEWAY_TOKEN. NAME_FILE names a file that holds the value. Once it listens, the simulator prints one line
+EPILOG = """Every option that takes a value can be set in the environment: SIMULATOR_PORT for --port and so on, but
+GATEWAY_TOKEN for --token. NAME_FILE names a file that holds the value. Once it listens, the simulator prints one line
 of JSON with its addresses. docs/simulator.md lists the faults and the endpoints."""
 
 
@@ -28,7 +28,12 @@ def main() -> int:
     parser = arguments()
     options = parser.parse_args()
     try:
-        gateway = Gateway(options.token or None, initial_faults(options), options.seed)
+        gateway = Gateway(
+            token=options.token,
+            faults=initial_faults(options),
+            seed=options.seed,
+            outages_can_be_ended=options.control_port is not None,
+        )
         uvloop.run(serve(gateway, options))
     except (RuleError, OSError) as error:
         print(f"simulator: {error}", file=sys.stderr)
@@ -52,7 +57,6 @@ async def serve(gateway: Gateway, options: argparse.Namespace) -> None:
         control = Listener(gateway, options.host, options.control_port)
         await control.open()
         control_port = control.port
-        gateway.can_refuse_for_ever = True
     tasks = [asyncio.create_task(main_listener.watch())]
     if options.receipts_url:
         receipts = Receipts(

@@ -17,6 +17,8 @@ from simulator.rules import Rule, RuleError, Rules, parse, parse_one
 PAGE = (Path(__file__).parent / "page.html").read_bytes()
 FORM_ERROR = "the body must be JSON with exactly an id, a phone of 11 to 15 digits and a text"
 MAX_PAGE = 10_000
+# An order is answered when the listener has seen it: a caller who asked for an outage can rely on it from then on.
+SETTLING_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +39,21 @@ class BadRequestError(ValueError):
 class Gateway:
     """Everything one simulator knows. It plays the application behind every connection."""
 
-    def __init__(self, token: str | None = None, faults: list[dict[str, Any]] | None = None, seed: int | None = None):
+    def __init__(
+        self,
+        token: str | None = None,
+        faults: list[dict[str, Any]] | None = None,
+        seed: int | None = None,
+        outages_can_be_ended: bool = False,
+    ) -> None:
+        """Raise RuleError if the faults to start with are wrong. No token, or an empty one, lets everybody in."""
         self.ledger = Ledger()
         self.token = token
         self.random = Random(seed)  # noqa: S311 - lots to draw, no secrets
+        self.outages_can_be_ended = outages_can_be_ended
         self.initial_faults = faults or []
-        self.rules = Rules(self.random, parse(self.initial_faults, clock()))
+        self.rules = Rules(self.random, self._checked(parse(self.initial_faults, clock())))
         self.on_accepted: Callable[[int], None] | None = None  # Set where delivery receipts are wanted.
-        self.can_refuse_for_ever = False
         self.receipts_summary: Callable[[], dict[str, int]] = dict
         self._handlers: dict[tuple[bytes, str], Handler] = {
             (b"GET", "/"): lambda _: Answer("200", http(200, PAGE, "text/html; charset=utf-8")),
@@ -75,7 +84,7 @@ class Gateway:
         """Return the delay in seconds and the answer for any request."""
         if is_send(request):
             return self._send(request)
-        return 0.0, self._respond(request)
+        return SETTLING_SECONDS if changes_rules(request) else 0.0, self._respond(request)
 
     def summary(self) -> dict[str, Any]:
         """Return the counts over everything received, and over the receipts sent."""
@@ -132,28 +141,25 @@ class Gateway:
         if not isinstance(token, str | None) or not isinstance(seed, int | None):
             raise BadRequestError("token must be a string or null, seed an integer or null")
         if "faults" in document:
-            rules = parse(document["faults"], clock())
-            self._check_refusals(rules)
-            self.rules.rules = rules
+            self.rules.rules = self._checked(parse(document["faults"], clock()))
         self.token = token
         if seed is not None:
             self.random.seed(seed)
         return self._control()
 
     def _post_control(self, call: Call) -> Answer:
-        rule = parse_one(json_object(call.body), clock())
-        self._check_refusals([rule])
-        self.rules.rules.append(rule)
+        self.rules.rules += self._checked([parse_one(json_object(call.body), clock())])
         return self._control()
 
     def _delete_control(self, _: Call) -> Answer:
         self.rules.rules = parse(self.initial_faults, clock())
         return self._control()
 
-    def _check_refusals(self, rules: list[Rule]) -> None:
+    def _checked(self, rules: list[Rule]) -> list[Rule]:
         endless = any(rule.fault.kind == "refuse" and rule.selection.for_seconds is None for rule in rules)
-        if endless and not self.can_refuse_for_ever:
-            raise BadRequestError("refuse: without --control-port it needs for_seconds, or nobody could end it")
+        if endless and not self.outages_can_be_ended:
+            raise RuleError("refuse: without --control-port it needs for_seconds, or nobody could end it")
+        return rules
 
     def _forget(self, _: Call) -> Answer:
         self.ledger.forget()
@@ -182,6 +188,11 @@ class Gateway:
 def is_send(request: Request) -> bool:
     """Return whether the request is for /send/{id}, under whatever prefix."""
     return b"/send/" in request.target
+
+
+def changes_rules(request: Request) -> bool:
+    """Return whether the request gives orders to the control API."""
+    return request.method != b"GET" and request.target.startswith(b"/control")
 
 
 def read_message(request: Request) -> tuple[int, int, str]:

@@ -5,7 +5,7 @@ from collections import deque
 from random import Random
 from urllib.parse import urlsplit
 
-from httptools import HttpResponseParser
+from httptools import HttpParserError, HttpResponseParser
 
 from simulator.ledger import clock
 
@@ -33,10 +33,11 @@ class Receipts:
         self.failed_share = failed_share
         self.random = random
         self.due: deque[tuple[float, int]] = deque()
-        self.delivered = self.failed = self.refused = self.given_up = 0
+        self.scheduled = self.delivered = self.failed = self.refused = self.given_up = 0
 
     def schedule(self, message_id: int, now: float) -> None:
         """Remember to send the receipt for a message accepted at `now`."""
+        self.scheduled += 1
         self.due.append((now + self.delay_seconds, message_id))
 
     def summary(self) -> dict[str, int]:
@@ -46,7 +47,7 @@ class Receipts:
             "failed": self.failed,
             "refused": self.refused,
             "given_up": self.given_up,
-            "waiting": len(self.due),
+            "waiting": self.scheduled - self.delivered - self.failed - self.refused - self.given_up,
         }
 
     async def run(self) -> None:
@@ -94,7 +95,7 @@ class Connection:
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 return await self._exchange(body)
-        except (OSError, TimeoutError, ValueError):
+        except (OSError, TimeoutError, HttpParserError):
             self._drop()
             return 0
 
