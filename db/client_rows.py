@@ -53,6 +53,23 @@ class RejectedRow(NamedTuple):
     cells: list[str]
 
 
+class ReadRows(NamedTuple):
+    """Consecutive rows of a file."""
+
+    clients: list[tuple[Row, ImportedClient]]
+    rejected: list[RejectedRow]
+
+    @property
+    def total(self) -> int:
+        """How many rows these are."""
+        return len(self.clients) + len(self.rejected)
+
+    @property
+    def without_code(self) -> list[str]:
+        """The phones for which an operator code must be known already, or the row is refused."""
+        return [client.phone for _, client in self.clients if client.operator_code is None and not client.default_code]
+
+
 @dataclass
 class Group:
     """Rows that are committed together."""
@@ -118,29 +135,23 @@ class Layout:
         return f"column {count}: the row has {count} cells, but the header {len(self._columns)} columns"
 
 
-def read_rows(layout: Layout, rows: Iterable[Row]) -> tuple[list[tuple[Row, ImportedClient]], list[RejectedRow]]:
-    """The rows that make a client, and those that do not."""
-    read: list[tuple[Row, ImportedClient]] = []
-    rejected: list[RejectedRow] = []
+def read_rows(layout: Layout, rows: Iterable[Row]) -> ReadRows:
+    """Tell the rows that describe a client from those that do not."""
+    read = ReadRows([], [])
     for row in rows:
         try:
             if row.problem:
                 raise RowError(f"the row cannot be read: {row.problem}")
-            read.append((row, layout.read(row.cells)))
+            read.clients.append((row, layout.read(row.cells)))
         except RowError as error:
-            rejected.append(RejectedRow(row.line, str(error), row.cells))
-    return read, rejected
+            read.rejected.append(RejectedRow(row.line, str(error), row.cells))
+    return read
 
 
-def without_code(read: Iterable[tuple[Row, ImportedClient]]) -> set[str]:
-    """The phones for which an operator code must be known already, or the row is refused."""
-    return {client.phone for _, client in read if client.operator_code is None and client.default_code is None}
-
-
-def merge(read: Iterable[tuple[Row, ImportedClient]], rejected: list[RejectedRow], codes: Mapping[str, str]) -> Group:
-    """One entry for each phone, the later row going over the earlier; `codes` are those known for `without_code`."""
-    group = Group(rejected=rejected)
-    for row, client in read:
+def merge(read: ReadRows, codes: Mapping[str, str]) -> Group:
+    """One entry for each phone, the later row going over the earlier; `codes` are those of `read.without_code`."""
+    group = Group(rejected=list(read.rejected))
+    for row, client in read.clients:
         earlier = group.clients.get(client.phone)
         if earlier is not None:
             group.clients[client.phone] = earlier.followed_by(client)
@@ -148,9 +159,8 @@ def merge(read: Iterable[tuple[Row, ImportedClient]], rejected: list[RejectedRow
         elif client.operator_code or client.default_code or client.phone in codes:
             group.clients[client.phone] = client
         else:
-            group.rejected.append(
-                RejectedRow(row.line, "operator_code: required for a new number outside +7", row.cells)
-            )
+            reason = "operator_code: required for a new number outside +7"
+            group.rejected.append(RejectedRow(row.line, reason, row.cells))
     return group
 
 
@@ -169,7 +179,7 @@ def _read_code(text: str) -> str | None:
 
 
 # A million rows hold a few hundred different sets of tags.
-@functools.lru_cache(maxsize=10_000)
+@functools.lru_cache(maxsize=1000)
 def _read_tags(text: str) -> tuple[str, ...] | None:
     tags = tuple(dict.fromkeys(tag for part in text.split(TAG_SEPARATOR) if (tag := part.strip())))
     if len(tags) > rules.TAGS:
