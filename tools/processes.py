@@ -180,8 +180,9 @@ class Process:
         """How the program ended; None while it runs and before it was started."""
         return self._popen.poll() if self._popen else None
 
-    def start(self) -> None:
-        """Start the program and return at once."""
+    def launch(self) -> None:
+        """Start the program and return at once. What an earlier one of ours left running is ended first."""
+        end(self._left_behind(), grace=5.0)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._popen = subprocess.Popen(
@@ -225,11 +226,6 @@ class Process:
         for entry in victims:
             entry.send(signal.SIGKILL)
         self._popen.wait()
-
-    def end_left_behind(self, grace: float) -> None:
-        """End what a program that has died left in its session, so that a new one finds its ports free."""
-        if self.pid is None:
-            end(self._left_behind(), grace)
 
     def _left_behind(self) -> list[Running]:
         # The kernel does not reuse the number while the dead program's session has members: whoever bears it now

@@ -93,13 +93,14 @@ class Server:
 
     def launch(self) -> None:
         """Start the prepared server without waiting for it."""
-        self._process = self.process()
-        self._process.start()
+        if self._process is None:
+            self._process = self.process()
+        self._process.launch()
 
-    def stop(self) -> None:
-        """Stop cleanly; everything committed or persistent is kept."""
+    def stop(self, timeout: float = 30.0) -> None:
+        """Stop cleanly, within `timeout` seconds or by force; everything committed or persistent is kept."""
         if self._process:
-            self._process.stop()
+            self._process.stop(timeout)
 
     def kill(self) -> None:
         """kill -9 of the server with all its processes."""
@@ -192,7 +193,7 @@ class PostgreSQL(Server):
             log=self.log,
             account=self.account,
         )
-        initdb.start()
+        initdb.launch()
         if not wait_until(lambda: initdb.pid is None, START_SECONDS) or initdb.exit_code:
             initdb.kill()
             raise StartError(f"PostgreSQL's initdb failed; the end of its log:{tail(self.log)}")
@@ -294,7 +295,7 @@ class RabbitMQ(Server):
             if not is_free(self._mapper_port):
                 self._mapper_port = free_port()
             self._mapper = self._program("epmd", "epmd", "-port", str(self._mapper_port), "-address", "127.0.0.1")
-            self._mapper.start()
+            self._mapper.launch()
         super().launch()
 
     def process(self) -> Process:
@@ -342,9 +343,9 @@ class RabbitMQ(Server):
         except OSError:
             return False
 
-    def stop(self) -> None:
+    def stop(self, timeout: float = 30.0) -> None:
         """Stop the server, then its port mapper."""
-        super().stop()
+        super().stop(timeout)
         if self._mapper:
             self._mapper.stop()
 
