@@ -42,7 +42,8 @@ class Simulator:
         process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         line = process.stdout.readline() if process.stdout else ""
         if not line:
-            raise SimulatorError(f"the simulator ended with code {process.wait()} before it listened")
+            process.communicate()  # Closes its pipes and waits for its end.
+            raise SimulatorError(f"the simulator ended with code {process.returncode} before it listened")
         where = json.loads(line)
         host = where["url"].partition("://")[2].rpartition(":")[0]
         return cls(where["url"], f"http://{host}:{where['control_port']}", process)
@@ -132,11 +133,9 @@ class Simulator:
     def _end(self, how: Callable[[subprocess.Popen[str]], None]) -> None:
         if self.process is None:
             return
-        how(self.process)
-        self.process.wait(TIMEOUT_SECONDS)
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
+        with self.process:
+            how(self.process)
+            self.process.wait(TIMEOUT_SECONDS)
 
     def _json(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(self._call(method, path, body))

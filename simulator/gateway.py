@@ -88,7 +88,7 @@ class Gateway:
 
     def summary(self) -> dict[str, Any]:
         """Return the counts over everything received, and over the receipts sent."""
-        return {**self.ledger.summary(), "receipts": self.receipts_summary()}
+        return {"now": clock(), **self.ledger.summary(), "receipts": self.receipts_summary()}
 
     # The contract: messages are sent here.
 
