@@ -12,13 +12,13 @@ class RefusedError(Exception):
         self.field = field
 
 
-class Invalid(RefusedError):
+class InvalidError(RefusedError):
     """The values contradict each other or the clock."""
 
 
-class Conflict(RefusedError):
+class ConflictError(RefusedError):
     """Something that exists already, or its present state, stands in the way."""
 
 
-class Missing(RefusedError):
+class MissingError(RefusedError):
     """There is no such thing, or not any more."""

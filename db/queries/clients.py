@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from db import phones
 from db.models import ACTIVE_STATES, Client, Mailing, Message, MessageStatus
 from db.queries.notifications import notify_withdrawn
-from db.refusals import Conflict, Invalid, Missing
+from db.refusals import ConflictError, InvalidError, MissingError
 
 CLIENT_DELETED = "client_deleted"
 OPTED_OUT = "opted_out"
@@ -22,7 +22,7 @@ _PHONE_TAKEN = "a client with this phone exists already"
 
 
 def create(session: Session, values: Mapping[str, Any], now: datetime) -> Client:
-    """Add a client; raise Conflict when the phone is known, Invalid when no operator code can be told from it."""
+    """Add a client; raise ConflictError when the phone is known, InvalidError when no operator code can be told from it."""
     statement = (
         insert(Client)
         .values({**values, "operator_code": _operator_code(values), "created_at": now, "updated_at": now})
@@ -31,15 +31,15 @@ def create(session: Session, values: Mapping[str, Any], now: datetime) -> Client
     )
     client = session.scalar(statement)
     if client is None:
-        raise Conflict(_PHONE_TAKEN, field="phone")
+        raise ConflictError(_PHONE_TAKEN, field="phone")
     return client
 
 
 def get(session: Session, client_id: int) -> Client:
-    """One client; raise Missing."""
+    """One client; raise MissingError."""
     client = session.get(Client, client_id)
     if client is None:
-        raise Missing("no such client")
+        raise MissingError("no such client")
     return client
 
 
@@ -62,10 +62,10 @@ def page(
 
 
 def edit(session: Session, client_id: int, changes: Mapping[str, Any], now: datetime) -> Client:
-    """Change these columns; raise Missing, Conflict (phone taken) or Invalid (no operator code)."""
+    """Change these columns; raise MissingError, ConflictError (phone taken) or InvalidError (no operator code)."""
     client = session.get(Client, client_id, with_for_update=True)
     if client is None:
-        raise Missing("no such client")
+        raise MissingError("no such client")
     opts_out = client.opted_out_at is None and changes.get("opted_out_at") is not None
     changes = _with_operator_code(client, changes)
     for name, value in changes.items():
@@ -75,16 +75,16 @@ def edit(session: Session, client_id: int, changes: Mapping[str, Any], now: date
     try:
         session.flush()
     except IntegrityError as error:
-        raise Conflict(_PHONE_TAKEN, field="phone") from error
+        raise ConflictError(_PHONE_TAKEN, field="phone") from error
     if opts_out:
         _withdraw(session, client_id, OPTED_OUT)
     return client
 
 
 def delete(session: Session, client_id: int) -> None:
-    """Erase the person; raise Missing. Messages stay, as numbers in statistics, without the phone."""
+    """Erase the person; raise MissingError. Messages stay, as numbers in statistics, without the phone."""
     if session.execute(sa.delete(Client).where(Client.id == client_id).returning(Client.id)).scalar() is None:
-        raise Missing("no such client")
+        raise MissingError("no such client")
     _withdraw(session, client_id, CLIENT_DELETED)
 
 
@@ -112,7 +112,7 @@ def _withdraw(session: Session, client_id: int, reason: str) -> None:
 def _operator_code(values: Mapping[str, Any]) -> str:
     code = values.get("operator_code") or phones.operator_code_of(values["phone"])
     if code is None:
-        raise Invalid("required for a number outside +7", field="operator_code")
+        raise InvalidError("required for a number outside +7", field="operator_code")
     return str(code)
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from db.models import Client, Mailing, MailingState, Message, MessageStatus
 from db.queries.notifications import notify_work
-from db.refusals import Conflict, Invalid, Missing
+from db.refusals import ConflictError, InvalidError, MissingError
 
 _ENDED = (MailingState.COMPLETED, MailingState.CANCELLED)
 _BEFORE_START = (MailingState.DRAFT, MailingState.SCHEDULED, MailingState.PAUSED)
@@ -38,7 +38,7 @@ def create(
 ) -> tuple[Mailing, bool]:
     """Add a mailing, and whether it is new: the same key and digest give the mailing made first.
 
-    Raise Invalid for times that make no sense, Conflict for a key that was used for something else.
+    Raise InvalidError for times that make no sense, ConflictError for a key that was used for something else.
     """
     if idempotency_key is not None and (first := _made_before(session, idempotency_key, digest)):
         return first, False
@@ -62,17 +62,17 @@ def _made_before(session: Session, idempotency_key: str, digest: str | None) -> 
     if mailing is None:
         return None
     if mailing.idempotency_digest != digest:
-        raise Conflict("this Idempotency-Key was used with another body", field="Idempotency-Key")
+        raise ConflictError("this Idempotency-Key was used with another body", field="Idempotency-Key")
     if mailing.deleted_at is not None:
-        raise Conflict("the mailing made with this Idempotency-Key was deleted", field="Idempotency-Key")
+        raise ConflictError("the mailing made with this Idempotency-Key was deleted", field="Idempotency-Key")
     return mailing
 
 
 def get(session: Session, mailing_id: int) -> Mailing:
-    """One mailing that is not deleted; raise Missing."""
+    """One mailing that is not deleted; raise MissingError."""
     mailing = session.scalar(sa.select(Mailing).where(Mailing.id == mailing_id, Mailing.deleted_at.is_(None)))
     if mailing is None:
-        raise Missing("no such mailing")
+        raise MissingError("no such mailing")
     return mailing
 
 
@@ -87,7 +87,7 @@ def page(session: Session, state: MailingState | None, offset: int, limit: int) 
 
 
 def edit(session: Session, mailing_id: int, changes: Mapping[str, Any], now: datetime) -> Mailing:
-    """Change these columns; the same value is no change. Raise Missing, Conflict (too late) or Invalid."""
+    """Change these columns; the same value is no change. Raise MissingError, ConflictError (too late) or InvalidError."""
     mailing = _locked(session, mailing_id)
     changed = {name: value for name, value in changes.items() if getattr(mailing, name) != value}
     if not changed:
@@ -106,7 +106,7 @@ def edit(session: Session, mailing_id: int, changes: Mapping[str, Any], now: dat
 
 
 def control(session: Session, mailing_id: int, action: str, now: datetime) -> Mailing:
-    """`start`, `pause`, `resume` or `cancel`; raise Missing, or Conflict with the reason."""
+    """`start`, `pause`, `resume` or `cancel`; raise MissingError, or ConflictError with the reason."""
     expected, participle = _ACTIONS[action]
     conditions = [Mailing.id == mailing_id, Mailing.deleted_at.is_(None), Mailing.state.in_(expected)]
     if action == "start":
@@ -119,8 +119,8 @@ def control(session: Session, mailing_id: int, action: str, now: datetime) -> Ma
         return mailing
     found = get(session, mailing_id)
     if found.state in expected:
-        raise Conflict("its end time has passed: it cannot be started", field="ends_at")
-    raise Conflict(f"a {found.state} mailing cannot be {participle}", field="state")
+        raise ConflictError("its end time has passed: it cannot be started", field="ends_at")
+    raise ConflictError(f"a {found.state} mailing cannot be {participle}", field="state")
 
 
 def _effect(action: str, now: datetime) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _effect(action: str, now: datetime) -> dict[str, Any]:
 
 
 def delete(session: Session, mailing_id: int, now: datetime) -> None:
-    """Hide the mailing from everyone and end it; the dispatcher removes its rows. Raise Missing."""
+    """Hide the mailing from everyone and end it; the dispatcher removes its rows. Raise MissingError."""
     ended = Mailing.state.in_(_ENDED)
     statement = (
         sa.update(Mailing)
@@ -150,7 +150,7 @@ def delete(session: Session, mailing_id: int, now: datetime) -> None:
         .execution_options(synchronize_session=False)
     )
     if session.execute(statement).scalar() is None:
-        raise Missing("no such mailing")
+        raise MissingError("no such mailing")
     notify_work(session)
 
 
@@ -159,13 +159,13 @@ def retry_failed(
 ) -> tuple[Mailing, int]:
     """Put failed messages (of these reasons) back to pending with all their attempts; the mailing, and how many.
 
-    Clients who are gone or opted out stay failed. Raise Missing, or Conflict when the mailing has ended.
+    Clients who are gone or opted out stay failed. Raise MissingError, or ConflictError when the mailing has ended.
     """
     mailing = _locked(session, mailing_id)
     if mailing.state not in (MailingState.RUNNING, MailingState.PAUSED, MailingState.COMPLETED):
-        raise Conflict(f"a {mailing.state} mailing has nothing to retry", field="state")
+        raise ConflictError(f"a {mailing.state} mailing has nothing to retry", field="state")
     if mailing.ends_at <= now:
-        raise Conflict("its end time has passed: nothing can be sent any more", field="ends_at")
+        raise ConflictError("its end time has passed: nothing can be sent any more", field="ends_at")
     # A million messages take longer than any other request may.
     session.execute(sa.text("SET LOCAL statement_timeout = '300s'"))
     reachable = sa.exists().where(Client.id == Message.client_id, Client.opted_out_at.is_(None))
@@ -195,13 +195,13 @@ def _locked(session: Session, mailing_id: int) -> Mailing:
         sa.select(Mailing).where(Mailing.id == mailing_id, Mailing.deleted_at.is_(None)).with_for_update()
     )
     if mailing is None:
-        raise Missing("no such mailing")
+        raise MissingError("no such mailing")
     return mailing
 
 
 def _check_editable(mailing: Mailing, changed: Mapping[str, Any]) -> None:
     if "state" in changed:
-        raise Conflict("the state is changed by start, pause, resume and cancel", field="state")
+        raise ConflictError("the state is changed by start, pause, resume and cancel", field="state")
     if mailing.state in _ENDED:
         refused, when = changed.keys() - _ALWAYS_EDITABLE, f"in a {mailing.state} mailing"
     elif mailing.started_at is not None or mailing.state not in _BEFORE_START:
@@ -210,11 +210,11 @@ def _check_editable(mailing: Mailing, changed: Mapping[str, Any]) -> None:
         return
     if refused:
         field = min(_FIELDS.get(name, name) for name in refused)
-        raise Conflict(f"{field} cannot be changed {when}", field=field)
+        raise ConflictError(f"{field} cannot be changed {when}", field=field)
 
 
 def _check_times(starts_at: datetime, ends_at: datetime, now: datetime) -> None:
     if ends_at <= starts_at:
-        raise Invalid("must be after starts_at", field="ends_at")
+        raise InvalidError("must be after starts_at", field="ends_at")
     if ends_at <= now:
-        raise Invalid("must be in the future", field="ends_at")
+        raise InvalidError("must be in the future", field="ends_at")

@@ -1,0 +1,114 @@
+"""The application: wired here, and only here."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from typing import Any
+
+import orjson
+import structlog
+from flask import Flask, Response, g, request
+from flask.json.provider import JSONProvider
+from werkzeug.routing import IntegerConverter
+
+from api import auth, clients, docs, errors, health, mailings, metrics
+from api.database import database, engine_options
+from api.fields import BIGINT_MAX
+from common.settings import Settings
+from db.engine import normalise_url
+
+log = structlog.get_logger()
+
+JSON_BYTES = 1024 * 1024
+# What of a caller's own request id we repeat into logs and headers.
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
+
+
+class _Json(JSONProvider):
+    """orjson: aware times as `…Z`."""
+
+    def dumps(self, obj: Any, **_options: Any) -> str:
+        return self._bytes(obj).decode()
+
+    def loads(self, s: str | bytes, **_options: Any) -> Any:
+        return orjson.loads(s)
+
+    def response(self, *args: Any, **kwargs: Any) -> Response:
+        body = self._bytes(self._prepare_response_obj(args, kwargs))
+        return self._app.response_class(body, mimetype="application/json")
+
+    @staticmethod
+    def _bytes(obj: Any) -> bytes:
+        return orjson.dumps(obj, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS)
+
+
+class _IdConverter(IntegerConverter):
+    """An id in a path: ASCII digits that PostgreSQL can hold; all else is not found."""
+
+    regex = r"[0-9]{1,19}"
+
+    def __init__(self, url_map: Any) -> None:
+        super().__init__(url_map, min=1, max=BIGINT_MAX)
+
+
+def create_app(settings: Settings, threads: int = 8) -> Flask:
+    """The API on this database; nothing is connected to before the first request."""
+    settings.require("database_url")
+    app = Flask("api", static_folder=None)
+    app.config.update(
+        SQLALCHEMY_DATABASE_URI=normalise_url(settings.database_url or ""),
+        SQLALCHEMY_ENGINE_OPTIONS=engine_options(threads),
+        MAX_CONTENT_LENGTH=JSON_BYTES,
+        DEFAULT_TIMEZONE=settings.default_timezone,
+        PROPAGATE_EXCEPTIONS=False,
+        **docs.OPENAPI,
+    )
+    app.json = _Json(app)
+    app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False  # It would redirect, in HTML.
+    app.url_map.converters["id"] = _IdConverter
+    database.init_app(app)
+    metrics.measure(app)
+    _identify_requests(app)
+    auth.protect(app)
+    api = errors.Api(app)
+    errors.register(app)
+    for blueprint in (clients.blueprint, mailings.blueprint):
+        api.register_blueprint(blueprint)
+    app.register_blueprint(health.blueprint)
+    app.register_blueprint(docs.make_blueprint(api))
+    return app
+
+
+def _identify_requests(app: Flask) -> None:
+    """A log line and an id for every request, and headers that keep browsers from guessing."""
+
+    @app.before_request
+    def bind() -> None:
+        given = request.headers.get("X-Request-ID", "")
+        g.request_id = given if _REQUEST_ID.match(given) else uuid.uuid4().hex
+        structlog.contextvars.bind_contextvars(request_id=g.request_id)
+
+    @app.after_request
+    def finish(response: Response) -> Response:
+        response.headers["X-Request-ID"] = g.request_id
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["X-Frame-Options"] = "DENY"
+        response.headers["Referrer-Policy"] = "no-referrer"
+        response.headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+        response.headers.setdefault("Cache-Control", "no-store")
+        caller = g.get("caller")
+        # The route, not the path: paths hold ids at most, but query strings hold phones.
+        log.info(
+            "request",
+            method=request.method,
+            route=request.url_rule.rule if request.url_rule else None,
+            **(request.view_args or {}),
+            status=response.status_code,
+            milliseconds=round((time.perf_counter() - g.began) * 1000, 1),
+            key_id=caller.key_id if caller else None,
+        )
+        structlog.contextvars.unbind_contextvars("request_id")
+        return response

@@ -1,0 +1,80 @@
+"""What every resource's blueprint shares: strict JSON, and the errors that any request may meet, documented."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, TypeVar
+
+import flask_smorest
+import orjson
+from flask import Request
+from flask_smorest import abort
+from marshmallow import Schema
+from webargs import core
+from webargs.flaskparser import FlaskParser
+
+from api.errors import ErrorSchema
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any] | type)
+Decorator = Callable[[Decorated], Decorated]
+
+_ALWAYS_POSSIBLE = {401: "UNAUTHORIZED", 403: "FORBIDDEN", 422: "UNPROCESSABLE_ENTITY", 503: "SERVICE_UNAVAILABLE"}
+_POSSIBLE_WITH_BODY = {413: "REQUEST_ENTITY_TOO_LARGE", 415: "UNSUPPORTED_MEDIA_TYPE"}
+
+
+class _StrictParser(FlaskParser):
+    """Bodies are JSON and say so. orjson refuses what the standard library lets pass: NaN, 1e400, lone surrogates."""
+
+    def _raw_load_json(self, req: Request) -> Any:
+        body = req.get_data(cache=True)
+        if not body:
+            return core.missing
+        if not req.is_json:
+            abort(415, message="the body has to be JSON, with Content-Type: application/json")
+        return orjson.loads(body)
+
+    def _handle_invalid_json_error(self, error: ValueError, req: Request, *_args: Any, **_kwargs: Any) -> NoReturn:  # noqa: ARG002
+        abort(422, message="the body is not valid JSON", errors={"json": {"_schema": ["not valid JSON"]}})
+
+
+class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]
+    """A blueprint whose decorators keep the types of what they decorate."""
+
+    ARGUMENTS_PARSER = _StrictParser()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._prepare_doc_cbks.append(_document_errors)
+
+    def route(self, rule: str, **options: Any) -> Decorator[Decorated]:
+        """Serve a view at this path."""
+        return super().route(rule, **options)  # type: ignore[no-any-return]
+
+    def arguments(self, schema: type[Schema] | Schema, **options: Any) -> Decorator[Decorated]:
+        """Hand what the caller sent, once loaded, to the view."""
+        return super().arguments(schema, **options)  # type: ignore[no-any-return]
+
+    def response(self, status: int, schema: type[Schema] | Schema | None = None, **options: Any) -> Decorator[Decorated]:
+        """Answer with this status; the schema documents the body."""
+        return super().response(status, schema, **options)  # type: ignore[no-any-return]
+
+    def refuses(self, status: int, description: str) -> Decorator[Decorated]:
+        """Document one error of this operation."""
+        return super().alt_response(status, schema=ErrorSchema, description=description)  # type: ignore[no-any-return]
+
+    def doc(self, **options: Any) -> Decorator[Decorated]:
+        """Add to the documentation as it is."""
+        return super().doc(**options)  # type: ignore[no-any-return]
+
+
+def _document_errors(doc: dict[str, Any], _doc_info: Mapping[str, Any], **_context: Any) -> dict[str, Any]:
+    responses = doc.setdefault("responses", {})
+    possible = {**_ALWAYS_POSSIBLE, **(_POSSIBLE_WITH_BODY if "requestBody" in doc else {})}
+    for status, name in possible.items():
+        responses.setdefault(status, name)
+    return doc
+
+
+def id_parameter(name: str, what: str) -> list[dict[str, Any]]:
+    """The documentation of an id in a path."""
+    return [{"in": "path", "name": name, "description": f"The id of the {what}.", "example": 1}]

@@ -1,0 +1,34 @@
+"""The session of a request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from flask_sqlalchemy import SQLAlchemy
+
+from db.engine import connect_arguments
+from db.models import Base
+
+# What a request hands back was read before its commit: expiring it would only read it again.
+database = SQLAlchemy(metadata=Base.metadata, session_options={"expire_on_commit": False})
+session = database.session
+
+STATEMENT_TIMEOUT_SECONDS = 15
+POOL_WAIT_SECONDS = 5
+
+
+def engine_options(threads: int) -> dict[str, Any]:
+    """A connection for each thread and no waiting for long: a client with a timeout has gone by then."""
+    return {
+        "pool_size": threads,
+        "max_overflow": 1,  # for a key's look-up beside the request's own session
+        "pool_timeout": POOL_WAIT_SECONDS,
+        "pool_pre_ping": True,
+        "pool_recycle": 1800,
+        "connect_args": connect_arguments("mailings api", STATEMENT_TIMEOUT_SECONDS),
+        "hide_parameters": True,  # Errors go to the log: no phones there.
+        # jsonb gives numbers back digit by digit; orjson reads even 1e308 as the number that was handed in.
+        "json_deserializer": orjson.loads,
+        "json_serializer": lambda value: orjson.dumps(value).decode(),
+    }

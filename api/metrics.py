@@ -1,0 +1,80 @@
+"""Request counts and times of this service, and the state of the mailings as the database tells it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+from flask import Flask, Response, g, request
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import REGISTRY, Collector
+
+from api.database import session
+from db.models import GatewayState
+from db.queries import overview
+
+REQUESTS = Counter("mailing_api_requests", "Requests answered.", ["method", "route", "status"])
+SECONDS = Histogram(
+    "mailing_api_request_seconds",
+    "Time from reading a request to its answer.",
+    ["route"],
+    buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
+)
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class _DatabaseCollector(Collector):
+    """Gauges read at the moment of the scrape, all from counters and short tables."""
+
+    def collect(self) -> Iterator[Metric]:
+        now = overview.read(session())
+        messages = GaugeMetricFamily("mailing_messages", "Messages by status.", labels=["status"])
+        for status, count in now.messages.items():
+            messages.add_metric([status], count)
+        yield messages
+        by_state = GaugeMetricFamily("mailing_mailings", "Mailings by state.", labels=["state"])
+        for state, count in now.mailings.items():
+            by_state.add_metric([state.value], count)
+        yield by_state
+        yield GaugeMetricFamily(
+            "mailing_batches_waiting", "Released batches that no worker has taken.", value=now.batches_waiting
+        )
+        gateway = GaugeMetricFamily("mailing_gateway_state", "1 for the state the gateway is in.", labels=["state"])
+        for kind in GatewayState:
+            gateway.add_metric([kind.value], float(kind is now.gateway))
+        yield gateway
+
+
+def exposition() -> tuple[bytes, str]:
+    """The numbers of all worker processes together, and their content type."""
+    registry = CollectorRegistry(auto_describe=False)
+    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        own = generate_latest(registry)
+    else:
+        own = generate_latest(REGISTRY)
+    from_database = CollectorRegistry(auto_describe=False)
+    from_database.register(_DatabaseCollector())
+    return own + generate_latest(from_database), CONTENT_TYPE_LATEST
+
+
+def measure(app: Flask) -> None:
+    """Count and time every request, by its route and never by its path: ids are no labels."""
+
+    @app.before_request
+    def begin() -> None:
+        g.began = time.perf_counter()
+
+    @app.after_request
+    def count(response: Response) -> Response:
+        route = request.url_rule.rule if request.url_rule else "none"
+        method = request.method if request.method in METHODS else "other"
+        REQUESTS.labels(method, route, response.status_code).inc()
+        SECONDS.labels(route).observe(time.perf_counter() - g.began)
+        return response
