@@ -41,7 +41,7 @@ def simulator(running: Simulator) -> Iterator[Simulator]:
     running.forget()
 
 
-def connect(simulator: Simulator, timeout: float = 2) -> http.client.HTTPConnection:
+def connect(simulator: Simulator, timeout: float = 10) -> http.client.HTTPConnection:
     parts = urlsplit(simulator.url)
     return http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout)
 
@@ -58,7 +58,7 @@ def post(
     return connection.getresponse()
 
 
-def send(simulator: Simulator, message_id: int, *, phone: int = PHONE, text: str = "Hello", timeout: float = 2) -> Any:
+def send(simulator: Simulator, message_id: int, *, phone: int = PHONE, text: str = "Hello", timeout: float = 10) -> Any:
     """Send one message and return the status and the body, read as JSON where it is JSON."""
     with closing(connect(simulator, timeout)) as connection:
         response = post(connection, f"/send/{message_id}", {"id": message_id, "phone": phone, "text": text})
@@ -151,10 +151,10 @@ def test_a_body_that_is_not_declared_json_is_400(simulator: Simulator) -> None:
 
 def test_what_is_not_http_and_what_is_too_long_is_refused(simulator: Simulator) -> None:
     parts = urlsplit(simulator.url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=2) as raw:
+    with socket.create_connection((parts.hostname, parts.port), timeout=10) as raw:
         raw.sendall(b"nonsense\r\n\r\n")
         assert raw.recv(1000).startswith(b"HTTP/1.1 400 ")
-    with socket.create_connection((parts.hostname, parts.port), timeout=2) as raw:
+    with socket.create_connection((parts.hostname, parts.port), timeout=10) as raw:
         raw.sendall(b"POST /send/1 HTTP/1.1\r\nHost: x\r\nContent-Length: 1000001\r\n\r\n" + b"x" * 1_000_001)
         assert raw.recv(1000).startswith(b"HTTP/1.1 413 ")
 
@@ -162,7 +162,7 @@ def test_what_is_not_http_and_what_is_too_long_is_refused(simulator: Simulator) 
 def test_a_caller_may_ask_before_it_sends_the_body(simulator: Simulator) -> None:
     head, separator, body = raw_request(1).partition(b"\r\n\r\n")
     parts = urlsplit(simulator.url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=2) as raw:
+    with socket.create_connection((parts.hostname, parts.port), timeout=10) as raw:
         raw.sendall(head + b"\r\nExpect: 100-continue" + separator)
         assert raw.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
         raw.sendall(body)
@@ -272,7 +272,7 @@ def test_latency_delays_the_answer_and_counts_as_in_flight(simulator: Simulator)
     for sender in senders:
         sender.join()
 
-    assert 0.2 <= time.monotonic() - began < 1
+    assert time.monotonic() - began >= 0.2
     assert simulator.received()["max_in_flight"] == 5
 
 
@@ -304,17 +304,20 @@ def test_an_outage_takes_all_connections_and_ends(simulator: Simulator, how: str
 
 
 def test_an_outage_ends_by_itself_after_its_time(simulator: Simulator) -> None:
-    simulator.control({"kind": "refuse", "for_seconds": 0.5})
+    began = time.monotonic()
+    simulator.control({"kind": "refuse", "for_seconds": 1})
     with pytest.raises(ConnectionRefusedError):
         send(simulator, 1)
-    assert simulator.state()["faults"][0]["on"]
 
-    deadline = time.monotonic() + 5
-    while simulator.state()["faults"][0]["on"] and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.1)  # The listener follows within a few hundredths of a second.
+    while time.monotonic() < began + 10:
+        try:
+            assert send(simulator, 1) == (200, ACCEPTED)
+            break
+        except ConnectionRefusedError:
+            time.sleep(0.02)
 
-    assert send(simulator, 1) == (200, ACCEPTED)
+    assert 1 <= time.monotonic() - began < 10
+    assert not simulator.state()["faults"][0]["on"]
 
 
 def test_an_outage_without_end_needs_the_control_port() -> None:
@@ -420,7 +423,7 @@ def is_alive(pid: int) -> bool:
 def test_sigterm_ends_it_at_once_even_with_calls_in_flight() -> None:
     with Simulator.start({"kind": "hang"}) as simulator:
         parts = urlsplit(simulator.url)
-        with socket.create_connection((parts.hostname, parts.port), timeout=2) as raw:
+        with socket.create_connection((parts.hostname, parts.port), timeout=10) as raw:
             raw.sendall(raw_request(1))
             simulator.wait_for(lambda summary: summary["in_flight"] == 1)
             assert simulator.process is not None
