@@ -12,6 +12,7 @@ from flask import Response, current_app, request, url_for
 from flask.views import MethodView
 from flask_smorest import abort
 from marshmallow import fields
+from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from api.blueprint import Blueprint, id_parameter
@@ -182,14 +183,14 @@ class RejectedRows(MethodView):
         """
         job = _find(import_id)
         headers = {"Content-Disposition": f'attachment; filename="import-{import_id}-rejected.csv"'}
-        return Response(_rejected_csv(job), content_type="text/csv; charset=utf-8", headers=headers)
+        return Response(_rejected_csv(database.engine, job), content_type="text/csv; charset=utf-8", headers=headers)
 
 
-def _rejected_csv(job: ImportJob) -> Iterator[str]:
+def _rejected_csv(engine: Engine, job: ImportJob) -> Iterator[str]:
     # The mark makes spreadsheets read UTF-8; our own import passes over it.
     yield "\ufeff" + _csv_lines([["line", "reason", *job.columns]], job.delimiter)
     # While the caller reads, for hours maybe, no connection is held.
-    engine, line = database.engine, 0
+    line = 0
     while True:
         with Session(engine) as reading:
             rows = imports.rejected_after(reading, job.id, line, REJECTED_AT_ONCE)
