@@ -1,0 +1,293 @@
+"""The life of a mailing as the dispatcher drives it: start, write the messages, expire, cancel, complete, remove.
+
+Everything goes in chunks of some ten thousand rows: a million recipients then neither hold a lock nor a transaction for
+long, and a restart goes on where the last chunk was committed.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, time
+from typing import Any
+from zoneinfo import available_timezones
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from db.windows import Window, next_opening
+
+CHUNK = 20_000
+FIRST_CHUNK = 1_000  # so that the first message is at the gateway at once
+
+
+def start_due(session: Session) -> list[int]:
+    """Set the scheduled mailings whose time has come running; their ids.
+
+    One whose end has passed as well (nobody was there to start it) is started too: its audience is then written as
+    expired, and so accounted for.
+    """
+    return list(
+        session.scalars(
+            sa.text(
+                "UPDATE mailing SET state = 'running', started_at = now(), updated_at = now()"
+                " WHERE state = 'scheduled' AND starts_at <= now() AND deleted_at IS NULL RETURNING id"
+            )
+        )
+    )
+
+
+def next_start(session: Session) -> float | None:
+    """Seconds until the next scheduled mailing starts; None if there is none."""
+    return session.scalar(
+        sa.text(
+            "SELECT extract(epoch FROM min(starts_at) - now())::float FROM mailing"
+            " WHERE state = 'scheduled' AND deleted_at IS NULL"
+        )
+    )
+
+
+def running(session: Session) -> list[int]:
+    """The mailings that may send now."""
+    return list(
+        session.scalars(sa.text("SELECT id FROM mailing WHERE state = 'running' AND ends_at > now() ORDER BY id"))
+    )
+
+
+def due(session: Session) -> list[int]:
+    """The running mailings that have a message due now."""
+    return list(
+        session.scalars(
+            sa.text(
+                "SELECT id FROM mailing WHERE state = 'running' AND ends_at > now() AND EXISTS ("
+                " SELECT FROM message WHERE mailing_id = mailing.id AND next_attempt_at <= now())"
+            )
+        )
+    )
+
+
+def unmaterialised(session: Session) -> list[int]:
+    """The started mailings whose messages are not all written."""
+    return list(
+        session.scalars(
+            sa.text(
+                "SELECT id FROM mailing WHERE state IN ('running', 'paused') AND started_at IS NOT NULL"
+                " AND materialised_at IS NULL AND deleted_at IS NULL ORDER BY id"
+            )
+        )
+    )
+
+
+_MATERIALISE = """
+    WITH audience AS MATERIALIZED (
+        SELECT id, timezone FROM client
+        WHERE id > :cursor AND opted_out_at IS NULL
+          AND (:any_code OR operator_code = ANY(:codes)) AND (:any_tag OR tags && CAST(:tags AS text[]))
+        ORDER BY id LIMIT :chunk
+    ), due AS (
+        SELECT audience.id AS client_id, {due_at} AS at FROM audience {openings}
+    ), written AS (
+        INSERT INTO message (mailing_id, client_id, status, next_attempt_at, last_error)
+        SELECT :mailing_id, client_id,
+               CASE WHEN at < :ends_at THEN 'pending' ELSE 'expired' END,
+               CASE WHEN at < :ends_at THEN at END,
+               CASE WHEN at < :ends_at THEN NULL ELSE 'ended' END
+        FROM due ORDER BY client_id
+        ON CONFLICT (mailing_id, client_id) DO NOTHING
+    )
+    SELECT count(*), max(id) FROM audience
+"""
+_OPENINGS = """
+    JOIN unnest(CAST(:zones AS text[]), CAST(:opens AS timestamptz[])) AS opening (zone, at) ON opening.zone = timezone
+"""
+
+
+def materialise_chunk(session: Session, mailing_id: int) -> bool:
+    """Write the next chunk of a mailing's messages; True while there is more to write."""
+    mailing = session.execute(
+        sa.text(
+            "SELECT *, now() AS at FROM mailing WHERE id = :id AND state IN ('running', 'paused')"
+            " AND materialised_at IS NULL AND deleted_at IS NULL FOR UPDATE"
+        ),
+        {"id": mailing_id},
+    ).one_or_none()
+    if mailing is None:
+        return False
+    chunk = CHUNK if mailing.materialised_through else FIRST_CHUNK
+    values: dict[str, Any] = {
+        "mailing_id": mailing_id,
+        "cursor": mailing.materialised_through,
+        "any_code": not mailing.operator_codes,
+        "codes": mailing.operator_codes,
+        "any_tag": not mailing.tags,
+        "tags": mailing.tags,
+        "chunk": chunk,
+        "ends_at": mailing.ends_at,
+    }
+    if mailing.window_from is None:
+        statement = _MATERIALISE.format(due_at="now()", openings="")
+    else:
+        statement = _MATERIALISE.format(due_at="opening.at", openings=_OPENINGS)
+        values |= _openings(mailing.window_from, mailing.window_to, mailing.at)
+    found, last = session.execute(sa.text(statement), values).one()
+    more = found == chunk
+    session.execute(
+        sa.text(
+            "UPDATE mailing SET materialised_through = coalesce(:last, materialised_through),"
+            " materialised_at = CASE WHEN :more THEN NULL ELSE now() END WHERE id = :id"
+        ),
+        {"last": last, "more": more, "id": mailing_id},
+    )
+    return bool(more)
+
+
+def _openings(opens: time, closes: time, at: datetime) -> dict[str, list[Any]]:
+    """The next opening of a window in every time zone of the world: some hundred, cheaper than one per client."""
+    zones = sorted(available_timezones())
+    window = Window(opens, closes)
+    return {"zones": zones, "opens": [next_opening(window, zone, at) for zone in zones]}
+
+
+def reschedule_chunk(session: Session) -> bool:
+    """After a window was edited, set the times of the next chunk of waiting messages anew; True if there was one."""
+    mailing = session.execute(
+        sa.text(
+            "SELECT *, now() AS at FROM mailing WHERE rescheduled_through IS NOT NULL"
+            " AND state IN ('running', 'paused') AND deleted_at IS NULL ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED"
+        )
+    ).one_or_none()
+    if mailing is None:
+        return False
+    values: dict[str, Any] = {"mailing_id": mailing.id, "cursor": mailing.rescheduled_through, "chunk": CHUNK}
+    due_at, openings = "now()", ""
+    if mailing.window_from is not None:
+        due_at, openings = "opening.at", _OPENINGS.replace("JOIN", ",", 1).replace(" ON ", " WHERE ")
+        values |= _openings(mailing.window_from, mailing.window_to, mailing.at)
+    last = session.scalar(
+        sa.text(f"""
+            WITH waiting AS MATERIALIZED (
+                SELECT message.id, message.client_id, client.timezone
+                FROM message JOIN client ON client.id = message.client_id
+                WHERE message.mailing_id = :mailing_id AND message.client_id > :cursor AND message.status = 'pending'
+                ORDER BY message.client_id LIMIT :chunk FOR UPDATE OF message
+            ), due AS (
+                SELECT waiting.id, {due_at} AS at FROM waiting {openings}
+            ), moved AS (
+                UPDATE message SET next_attempt_at = due.at FROM due WHERE message.id = due.id
+            )
+            SELECT max(client_id) FROM waiting
+        """),
+        values,
+    )
+    session.execute(
+        sa.text("UPDATE mailing SET rescheduled_through = :last WHERE id = :id"), {"last": last, "id": mailing.id}
+    )
+    return True
+
+
+def ended_with_waiting(session: Session) -> list[int]:
+    """The mailings whose end has come, or that were cancelled, and that still have messages waiting."""
+    return list(
+        session.scalars(
+            sa.text(
+                "SELECT mailing.id FROM mailing WHERE deleted_at IS NULL AND"
+                " (state = 'cancelled' OR (state IN ('running', 'paused') AND ends_at <= now()))"
+                " AND id IN (SELECT mailing_id FROM status_count WHERE status = 'pending'"
+                " GROUP BY mailing_id HAVING sum(amount) > 0) ORDER BY id"
+            )
+        )
+    )
+
+
+_SETTLE = sa.text("""
+    UPDATE message SET next_attempt_at = NULL,
+        status = CASE WHEN mailing.state = 'cancelled' THEN 'cancelled' ELSE 'expired' END,
+        last_error = coalesce(message.last_error, CASE WHEN mailing.state = 'cancelled' THEN 'cancelled' ELSE 'ended' END)
+    FROM mailing
+    WHERE mailing.id = :mailing_id AND (mailing.state = 'cancelled' OR mailing.ends_at <= now())
+      AND message.id IN (
+        SELECT id FROM message WHERE mailing_id = :mailing_id AND next_attempt_at IS NOT NULL
+        ORDER BY next_attempt_at LIMIT :chunk FOR UPDATE SKIP LOCKED
+    )
+""")
+
+
+def settle_chunk(session: Session, mailing_id: int) -> int:
+    """Expire or cancel a chunk of the waiting messages of a mailing that has ended; their count."""
+    return _rowcount(session.execute(_SETTLE, {"mailing_id": mailing_id, "chunk": CHUNK}))
+
+
+_NOTHING_OPEN = """
+    state IN ('running', 'paused') AND materialised_at IS NOT NULL AND deleted_at IS NULL
+      AND id NOT IN (SELECT mailing_id FROM status_count WHERE status IN ('pending', 'sending')
+                     GROUP BY mailing_id HAVING sum(amount) > 0)
+"""
+
+
+def complete(session: Session) -> list[int]:
+    """Complete the mailings that have no open message left; their ids."""
+    # Locked first, counted again then: `retry-failed` may just be making messages of a seemingly finished mailing open.
+    ids = list(session.scalars(sa.text(f"SELECT id FROM mailing WHERE {_NOTHING_OPEN} FOR UPDATE SKIP LOCKED")))
+    if not ids:
+        return []
+    return list(
+        session.scalars(
+            sa.text(
+                "UPDATE mailing SET state = 'completed', finished_at = now(), updated_at = now(),"
+                f" rescheduled_through = NULL WHERE id = ANY(:ids) AND {_NOTHING_OPEN} RETURNING id"
+            ),
+            {"ids": ids},
+        )
+    )
+
+
+def deleted(session: Session) -> list[int]:
+    """The mailings that were deleted and not yet removed."""
+    return list(session.scalars(sa.text("SELECT id FROM mailing WHERE deleted_at IS NOT NULL ORDER BY id")))
+
+
+def remove_chunk(session: Session, mailing_id: int) -> bool:
+    """Remove a chunk of a deleted mailing's messages, at last the mailing; True while a chunk was found.
+
+    Messages on the wire stay until their batch is finished or swept.
+    """
+    ids = list(
+        session.scalars(
+            sa.text(
+                "DELETE FROM message WHERE id IN (SELECT id FROM message WHERE mailing_id = :mailing_id"
+                " AND status <> 'sending' LIMIT :chunk FOR UPDATE SKIP LOCKED) RETURNING id"
+            ),
+            {"mailing_id": mailing_id, "chunk": CHUNK},
+        )
+    )
+    if ids:
+        for table in ("attempt", "receipt"):
+            session.execute(sa.text(f"DELETE FROM {table} WHERE message_id = ANY(:ids)"), {"ids": ids})
+        return True
+    left = session.scalar(
+        sa.text("SELECT EXISTS (SELECT FROM message WHERE mailing_id = :mailing_id)"), {"mailing_id": mailing_id}
+    )
+    if not left:
+        session.execute(sa.text("DELETE FROM status_count WHERE mailing_id = :id"), {"id": mailing_id})
+        session.execute(sa.text("DELETE FROM mailing WHERE id = :id"), {"id": mailing_id})
+    return False
+
+
+_MERGE = sa.text("""
+    WITH gone AS (
+        DELETE FROM status_count WHERE id IN (
+            SELECT id FROM status_count WHERE mailing_id IN (
+                SELECT mailing_id FROM status_count GROUP BY mailing_id HAVING count(*) > :tolerated
+            ) ORDER BY id LIMIT 50000 FOR UPDATE SKIP LOCKED
+        ) RETURNING mailing_id, status, amount
+    )
+    INSERT INTO status_count (mailing_id, status, amount)
+    SELECT mailing_id, status, sum(amount) FROM gone GROUP BY 1, 2 HAVING sum(amount) <> 0
+""")
+
+
+def merge_counts(session: Session, tolerated: int = 20) -> None:
+    """Merge the counter rows of mailings that have more than a few, so that reading their sums stays cheap."""
+    session.execute(_MERGE, {"tolerated": tolerated})
+
+
+def _rowcount(result: Any) -> int:
+    return int(result.rowcount)

@@ -1,0 +1,319 @@
+"""Batches of released messages: release, take, record, give back, sweep.
+
+All times here are the database's (`now()`): dispatcher and workers on machines with different clocks must agree on leases.
+Every change of a message is guarded by the batch it is in, so a late or doubled worker cannot overwrite a newer state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from datetime import datetime, time
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from db.models import MessageStatus
+
+# A batch that no worker takes in this time was lost on the way (RabbitMQ wiped, message dropped).
+UNTAKEN_LEASE_SECONDS = 30
+# A worker renews its leases twice a second; one that is silent for this long is dead or frozen.
+TAKEN_LEASE_SECONDS = 10
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Recipient:
+    """One message of a taken batch, with what is needed to send it. `phone` is None when the client was deleted."""
+
+    message_id: int
+    client_id: int
+    attempts: int
+    phone: str | None
+    timezone: str | None
+    attributes: dict[str, Any] | None
+    opted_out: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TakenBatch:
+    """A batch in a worker's hands."""
+
+    id: int
+    mailing_id: int
+    text: str
+    ends_at: datetime
+    window: tuple[time, time] | None
+    is_probe: bool
+    recipients: list[Recipient]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one message of a batch. `history` asks for a row in the message's history."""
+
+    message_id: int
+    status: MessageStatus
+    counted: bool = False  # as an attempt
+    due_at: datetime | None = None  # exactly when the status is pending
+    error: str | None = None
+    outcome: str | None = None  # of the history row; None = no row
+    reason: str | None = None
+    http_status: int | None = None
+    milliseconds: int | None = None
+    at: datetime | None = None
+
+
+def outstanding(session: Session) -> dict[int, int]:
+    """The number of batches released and not yet finished, by mailing."""
+    rows = session.execute(sa.text("SELECT mailing_id, count(*) FROM batch GROUP BY mailing_id"))
+    return {mailing_id: count for mailing_id, count in rows}
+
+
+_RELEASE = sa.text("""
+    WITH due AS MATERIALIZED (
+        SELECT id FROM message
+        WHERE mailing_id = :mailing_id AND next_attempt_at <= now()
+          AND EXISTS (SELECT FROM mailing WHERE id = :mailing_id AND state = 'running' AND ends_at > now())
+        ORDER BY next_attempt_at LIMIT :size FOR UPDATE SKIP LOCKED
+    ), name AS MATERIALIZED (
+        SELECT nextval(pg_get_serial_sequence('batch', 'id')) AS batch_id WHERE EXISTS (SELECT FROM due)
+    ), claimed AS (
+        UPDATE message SET status = 'sending', batch_id = name.batch_id, next_attempt_at = NULL
+        FROM due, name WHERE message.id = due.id
+        RETURNING message.id
+    )
+    INSERT INTO batch (id, mailing_id, message_ids, lease_until, is_probe)
+    SELECT name.batch_id, :mailing_id, (SELECT array_agg(id) FROM claimed), now() + make_interval(secs => :lease), :is_probe
+    FROM name
+    RETURNING id, cardinality(message_ids)
+""")
+
+
+def release(session: Session, mailing_id: int, size: int, *, is_probe: bool = False) -> tuple[int, int] | None:
+    """Put up to `size` due messages of a running mailing into a new batch: its id and size, or None if nothing is due."""
+    row = session.execute(
+        _RELEASE, {"mailing_id": mailing_id, "size": size, "lease": UNTAKEN_LEASE_SECONDS, "is_probe": is_probe}
+    ).one_or_none()
+    return (row[0], row[1]) if row else None
+
+
+_TAKE = sa.text("""
+    UPDATE batch SET worker_id = :worker_id, lease_until = now() + make_interval(secs => :lease)
+    FROM mailing
+    WHERE batch.id = :batch_id AND batch.worker_id IS NULL AND batch.lease_until > now() AND mailing.id = batch.mailing_id
+    RETURNING batch.mailing_id, batch.message_ids, batch.is_probe, mailing.text, mailing.ends_at, mailing.window_from,
+              mailing.window_to
+""")
+
+_RECIPIENTS = sa.text("""
+    SELECT message.id, message.client_id, message.attempts, client.phone, client.timezone, client.attributes,
+           client.opted_out_at IS NOT NULL
+    FROM message LEFT JOIN client ON client.id = message.client_id
+    WHERE message.id = ANY(:ids) AND message.batch_id = :batch_id AND message.status = 'sending'
+""")
+
+
+def take(session: Session, batch_id: int, worker_id: str) -> TakenBatch | None:
+    """Make the batch this worker's; None if it is taken, finished or swept already."""
+    row = session.execute(
+        _TAKE, {"batch_id": batch_id, "worker_id": worker_id, "lease": TAKEN_LEASE_SECONDS}
+    ).one_or_none()
+    if row is None:
+        return None
+    recipients = session.execute(_RECIPIENTS, {"ids": row.message_ids, "batch_id": batch_id})
+    window = (row.window_from, row.window_to) if row.window_from is not None else None
+    return TakenBatch(
+        id=batch_id,
+        mailing_id=row.mailing_id,
+        text=row.text,
+        ends_at=row.ends_at,
+        window=window,
+        is_probe=row.is_probe,
+        recipients=[Recipient(*recipient) for recipient in recipients],
+    )
+
+
+# A receipt that overtook our own record (see `queries.receipts`) is applied here, in the same transaction.
+_RECORD = sa.text("""
+    WITH outcome AS MATERIALIZED (
+        SELECT * FROM unnest(
+            CAST(:ids AS bigint[]), CAST(:statuses AS text[]), CAST(:counted AS boolean[]), CAST(:due AS timestamptz[]),
+            CAST(:errors AS text[])
+        ) AS o (message_id, status, counted, due_at, error)
+    )
+    UPDATE message SET
+        status = outcome.status,
+        attempts = least(message.attempts + outcome.counted::int, 32767),
+        next_attempt_at = outcome.due_at,
+        last_error = outcome.error,
+        sent_at = CASE WHEN outcome.status = 'sent' THEN now() ELSE message.sent_at END,
+        batch_id = NULL
+    FROM outcome
+    WHERE message.id = outcome.message_id AND message.batch_id = :batch_id AND message.status = 'sending'
+    RETURNING message.id
+""")
+
+_APPLY_RECEIPTS = sa.text("""
+    WITH early AS (DELETE FROM receipt WHERE message_id = ANY(:ids) RETURNING message_id, status, reason)
+    UPDATE message SET
+        status = early.status, sent_at = coalesce(message.sent_at, now()), next_attempt_at = NULL,
+        last_error = CASE WHEN early.status = 'failed' THEN coalesce(early.reason, 'receipt') END
+    FROM early WHERE message.id = early.message_id AND message.status IN ('sent', 'pending')
+""")
+
+_HISTORY = sa.text("""
+    INSERT INTO attempt (message_id, at, attempt, outcome, reason, http_status, milliseconds)
+    SELECT message.id, coalesce(h.at, now()), message.attempts + h.uncounted::int, h.outcome, h.reason, h.http_status,
+           h.milliseconds
+    FROM unnest(
+        CAST(:ids AS bigint[]), CAST(:uncounted AS boolean[]), CAST(:outcomes AS text[]), CAST(:reasons AS text[]),
+        CAST(:http AS smallint[]), CAST(:ms AS integer[]), CAST(:at AS timestamptz[])
+    ) AS h (message_id, uncounted, outcome, reason, http_status, milliseconds, at)
+    JOIN message ON message.id = h.message_id
+""")
+
+
+def record(session: Session, batch_id: int, outcomes: Sequence[Outcome]) -> int:
+    """Write the outcomes of messages that still are in this batch; the count of those that were."""
+    changed = set(
+        session.scalars(
+            _RECORD,
+            {
+                "batch_id": batch_id,
+                "ids": [o.message_id for o in outcomes],
+                "statuses": [o.status.value for o in outcomes],
+                "counted": [o.counted for o in outcomes],
+                "due": [o.due_at for o in outcomes],
+                "errors": [o.error for o in outcomes],
+            },
+        )
+    )
+    _write_history(session, [o for o in outcomes if o.outcome and o.message_id in changed])
+    if session.scalar(sa.text("SELECT EXISTS (SELECT FROM receipt)")):
+        session.execute(_APPLY_RECEIPTS, {"ids": sorted(changed)})
+    return len(changed)
+
+
+def _write_history(session: Session, outcomes: Sequence[Outcome]) -> None:
+    if not outcomes:
+        return
+    session.execute(
+        _HISTORY,
+        {
+            "ids": [o.message_id for o in outcomes],
+            "uncounted": [not o.counted for o in outcomes],
+            "outcomes": [o.outcome for o in outcomes],
+            "reasons": [o.reason for o in outcomes],
+            "http": [o.http_status for o in outcomes],
+            "ms": [o.milliseconds for o in outcomes],
+            "at": [o.at for o in outcomes],
+        },
+    )
+
+
+def give_back(session: Session, batch_id: int, message_ids: Sequence[int]) -> int:
+    """Return messages that were not attempted to pending, due now; the count of those that still were in the batch."""
+    return _rowcount(
+        session.execute(
+            sa.text(
+                "UPDATE message SET status = 'pending', batch_id = NULL, next_attempt_at = now()"
+                " WHERE id = ANY(:ids) AND batch_id = :batch_id AND status = 'sending'"
+            ),
+            {"ids": list(message_ids), "batch_id": batch_id},
+        )
+    )
+
+
+def finish(session: Session, batch_id: int) -> None:
+    """Remove a batch whose messages are all recorded or given back, and wake the dispatcher."""
+    session.execute(sa.text("DELETE FROM batch WHERE id = :id"), {"id": batch_id})
+    session.execute(sa.text("SELECT pg_notify('work', '')"))
+
+
+def withdraw(session: Session, batch_id: int) -> None:
+    """Undo a release whose batch could not be published."""
+    ids = session.scalar(
+        sa.text("DELETE FROM batch WHERE id = :id AND worker_id IS NULL RETURNING message_ids"), {"id": batch_id}
+    )
+    if ids is not None:
+        give_back(session, batch_id, ids)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Standing:
+    """What a worker learns of a batch that it holds when it renews the lease."""
+
+    may_send: bool  # the mailing runs; False: give the rest back
+    ends_at: datetime
+
+
+_RENEW = sa.text("""
+    UPDATE batch SET lease_until = now() + make_interval(secs => :lease)
+    FROM mailing
+    WHERE batch.id = ANY(:ids) AND batch.worker_id = :worker_id AND batch.lease_until > now()
+      AND mailing.id = batch.mailing_id
+    RETURNING batch.id, mailing.state = 'running', mailing.ends_at
+""")
+
+
+def renew(session: Session, worker_id: str, batch_ids: Sequence[int]) -> dict[int, Standing]:
+    """Prolong this worker's leases; a batch missing from the answer is lost, and its messages are another's."""
+    rows = session.execute(
+        _RENEW, {"ids": list(batch_ids), "worker_id": worker_id, "lease": TAKEN_LEASE_SECONDS}
+    )
+    return {row[0]: Standing(row[1], row[2]) for row in rows}
+
+
+_LOST = sa.text("""
+    DELETE FROM batch WHERE id IN (
+        SELECT id FROM batch WHERE lease_until < now() ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED
+    ) RETURNING id, message_ids, worker_id
+""")
+
+_RECLAIM = sa.text("""
+    UPDATE message SET status = 'pending', batch_id = NULL, next_attempt_at = now(),
+           attempts = least(attempts + :counted, 32767)
+    WHERE id = ANY(:ids) AND batch_id = :batch_id AND status = 'sending'
+    RETURNING id
+""")
+
+
+def sweep(session: Session, limit: int = 50) -> int:
+    """Return the messages of batches whose lease ran out to pending; the count of messages.
+
+    Messages of a batch that a worker had taken may have been sent: they get a counted attempt and a line of history.
+    """
+    total = 0
+    for batch_id, ids, worker_id in session.execute(_LOST, {"limit": limit}).all():
+        counted = worker_id is not None
+        reclaimed = list(
+            session.scalars(_RECLAIM, {"ids": ids, "batch_id": batch_id, "counted": int(counted)})
+        )
+        if counted:
+            lost = [
+                Outcome(message_id, MessageStatus.PENDING, True, outcome="lost", reason="worker_lost")
+                for message_id in reclaimed
+            ]
+            _write_history(session, lost)
+            session.execute(_APPLY_RECEIPTS, {"ids": reclaimed})
+        total += len(reclaimed)
+    return total
+
+
+def sweep_orphans(session: Session, mailing_id: int) -> int:
+    """Return `sending` messages to pending whose batch no longer exists; nothing we know of leaves any."""
+    return _rowcount(
+        session.execute(
+            sa.text(
+                "UPDATE message SET status = 'pending', batch_id = NULL, next_attempt_at = now()"
+                " WHERE mailing_id = :mailing_id AND status = 'sending'"
+                " AND NOT EXISTS (SELECT FROM batch WHERE batch.id = message.batch_id)"
+            ),
+            {"mailing_id": mailing_id},
+        )
+    )
+
+
+def _rowcount(result: Any) -> int:
+    return int(result.rowcount)

@@ -1,0 +1,122 @@
+"""What is known of the remote gateway: how it answered lately, the breaker, the pace and the rate limit's slots."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from db.models import GatewayState
+
+
+@dataclasses.dataclass(slots=True)
+class Tally:
+    """Counts of answers of one mailing's calls."""
+
+    answered: int = 0
+    troubled: int = 0
+    slowed: int = 0
+    blocked: int = 0
+    reason: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GatewayRow:
+    """The shared row, with the database's time beside it."""
+
+    state: GatewayState
+    reason: str | None
+    changed_at: datetime
+    probe_at: datetime | None
+    pace: float | None
+    paced_at: datetime
+    now: datetime
+
+
+def add_tally(session: Session, mailing_id: int, tally: Tally) -> None:
+    """Add the answers of one recorded group."""
+    session.execute(
+        sa.text(
+            "INSERT INTO gateway_tally (mailing_id, answered, troubled, slowed, blocked, reason)"
+            " VALUES (:mailing_id, :answered, :troubled, :slowed, :blocked, :reason)"
+        ),
+        {"mailing_id": mailing_id, **dataclasses.asdict(tally)},
+    )
+
+
+def read(session: Session) -> GatewayRow:
+    """The shared row."""
+    row = session.execute(
+        sa.text("SELECT state, reason, changed_at, probe_at, pace, paced_at, clock_timestamp() FROM gateway")
+    ).one()
+    return GatewayRow(GatewayState(row[0]), *row[1:])
+
+
+def recent(session: Session, seconds: float, since: datetime) -> dict[int, Tally]:
+    """The answers of the last seconds, but not from before `since`, by mailing."""
+    rows = session.execute(
+        sa.text(
+            "SELECT mailing_id, sum(answered), sum(troubled), sum(slowed), sum(blocked), max(reason) FROM gateway_tally"
+            " WHERE at > greatest(now() - make_interval(secs => :seconds), :since) GROUP BY mailing_id"
+        ),
+        {"seconds": seconds, "since": since},
+    )
+    return {row[0]: Tally(int(row[1]), int(row[2]), int(row[3]), int(row[4]), row[5]) for row in rows}
+
+
+def set_state(session: Session, state: GatewayState, reason: str | None, probe_after_seconds: float | None) -> None:
+    """Move the breaker; with the time of the first probe when it is not closed."""
+    session.execute(
+        sa.text(
+            "UPDATE gateway SET state = :state, reason = :reason, changed_at = clock_timestamp(),"
+            " probe_at = now() + make_interval(secs => :probe_after)"
+        ),
+        {"state": state.value, "reason": reason, "probe_after": probe_after_seconds},
+    )
+
+
+def claim_probe(session: Session, interval_seconds: float) -> bool:
+    """Whether a probe may go now; the next one may after the interval."""
+    return (
+        session.scalar(
+            sa.text(
+                "UPDATE gateway SET probe_at = now() + make_interval(secs => :interval)"
+                " WHERE probe_at <= now() RETURNING 1"
+            ),
+            {"interval": interval_seconds},
+        )
+        is not None
+    )
+
+
+def set_pace(session: Session, pace: float | None) -> None:
+    """Set the messages per second that a complaining gateway seems to bear; None = no longer limited by it."""
+    session.execute(sa.text("UPDATE gateway SET pace = :pace, paced_at = now()"), {"pace": pace})
+
+
+def lease_slots(session: Session, count: int, rate: float) -> float:
+    """Reserve `count` sending slots at `rate` per second after those already given; seconds from now to the first.
+
+    One row serves every sender, so the limit is exact however many there are. The answer may be negative by the time
+    that the statement itself took.
+    """
+    return float(
+        session.execute(
+            sa.text(
+                "UPDATE gateway SET next_slot_at = greatest(next_slot_at, clock_timestamp())"
+                " + make_interval(secs => :length)"
+                " RETURNING extract(epoch FROM next_slot_at - clock_timestamp())::float - :length"
+            ),
+            {"length": count / rate},
+        ).scalar_one()
+    )
+
+
+def forget_old_tallies(session: Session, after_seconds: float = 600) -> None:
+    """Remove tallies that nobody looks at any more."""
+    session.execute(
+        sa.text("DELETE FROM gateway_tally WHERE at < now() - make_interval(secs => :after)"),
+        {"after": after_seconds},
+    )

@@ -1,0 +1,69 @@
+"""Heartbeats of senders and dispatchers, and the lease that makes one dispatcher the active one."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+# A process that was silent for longer is not counted on.
+SILENT_AFTER_SECONDS = 6
+
+
+def beat(session: Session, process_id: str, kind: str, capacity: int) -> None:
+    """Record that the process is alive and how many batches it can work on at once."""
+    session.execute(
+        sa.text(
+            "INSERT INTO process (id, kind, capacity) VALUES (:id, :kind, :capacity)"
+            " ON CONFLICT (id) DO UPDATE SET heartbeat_at = now(), capacity = :capacity"
+        ),
+        {"id": process_id, "kind": kind, "capacity": capacity},
+    )
+
+
+def leave(session: Session, process_id: str) -> None:
+    """Remove a process that ends in good order."""
+    session.execute(sa.text("DELETE FROM process WHERE id = :id"), {"id": process_id})
+
+
+def forget_silent(session: Session, after_seconds: float = 3600) -> None:
+    """Remove processes that ended without a word long ago."""
+    session.execute(
+        sa.text("DELETE FROM process WHERE heartbeat_at < now() - make_interval(secs => :after)"),
+        {"after": after_seconds},
+    )
+
+
+def capacity(session: Session) -> int:
+    """How many batches the living senders can work on at once."""
+    return int(
+        session.scalar(
+            sa.text(
+                "SELECT coalesce(sum(capacity), 0) FROM process"
+                " WHERE kind = 'sender' AND heartbeat_at > now() - make_interval(secs => :silent)"
+            ),
+            {"silent": SILENT_AFTER_SECONDS},
+        )
+        or 0
+    )
+
+
+def hold_lead(session: Session, role: str, holder: str, lease_seconds: float) -> bool:
+    """Take or prolong the lead; False while another holds it."""
+    won = session.scalar(
+        sa.text(
+            "INSERT INTO leader (role, holder, lease_until)"
+            " VALUES (:role, :holder, now() + make_interval(secs => :lease))"
+            " ON CONFLICT (role) DO UPDATE SET holder = :holder, lease_until = now() + make_interval(secs => :lease)"
+            " WHERE leader.holder = :holder OR leader.lease_until < now()"
+            " RETURNING holder"
+        ),
+        {"role": role, "holder": holder, "lease": lease_seconds},
+    )
+    return won is not None
+
+
+def drop_lead(session: Session, role: str, holder: str) -> None:
+    """Give up the lead, so that a standby need not wait for the lease to run out."""
+    session.execute(
+        sa.text("DELETE FROM leader WHERE role = :role AND holder = :holder"), {"role": role, "holder": holder}
+    )

@@ -1,0 +1,357 @@
+"""The dispatcher: one active, standbys take over. It starts mailings, writes and releases their messages, sweeps.
+
+Two loops on two threads: `release` must answer a finished batch within milliseconds, `housekeeping` writes chunks of
+messages for a hundred milliseconds each. Every statement is guarded by the rows themselves, so that a frozen dispatcher
+that wakes beside its successor does no harm.
+"""
+
+from __future__ import annotations
+
+import math
+import select
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import psycopg2
+import structlog
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session, sessionmaker
+
+from common.settings import Settings
+from db.engine import make_engine
+from db.models import GatewayState
+from db.queries import audience, batches, gateway, imports, processes
+from db.queries.notifications import WORK
+from sender import breaker
+from sender.actors import SEND_BATCH
+from sender.broker import BATCHES_QUEUE, IMPORTS_QUEUE, SafeRabbitmqBroker, connect, publish
+from sender.imports import ACTOR as IMPORT_CLIENTS
+from sender.worker import process_name, stop_signal
+
+log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
+
+BATCH_SIZE = 500
+LEAD_ROLE = "dispatcher"
+LEAD_LEASE_SECONDS = 4.0
+LEAD_RENEWAL_SECONDS = 0.5
+POLL_SECONDS = 0.5
+BREAKER_SECONDS = 0.1
+# Of all places for batches, what one mailing may hold: one whose calls all hang leaves room for the others.
+MAILING_SHARE = 0.75
+# After the database or this dispatcher was away, workers get this long to record what they hold before leases are swept.
+SWEEP_GRACE_SECONDS = 5.0
+TIDY_SECONDS = 10.0
+# Under a rate limit no more is released than so many seconds' worth, so that the next mailing need not wait long.
+PIPELINE_SECONDS = 3.0
+
+
+class Dispatcher:
+    """The loops, with what they share."""
+
+    def __init__(self, engine: Engine, broker: SafeRabbitmqBroker, rate_limit: float | None) -> None:
+        self._engine = engine
+        self._sessions = sessionmaker(engine, expire_on_commit=False)
+        self._broker = broker
+        self._rate_limit = rate_limit
+        self._name = process_name("dispatcher")
+        self._stopping = threading.Event()
+        self._leading = threading.Event()
+        self._release_wanted = threading.Event()
+        self._housekeeping_wanted = threading.Event()
+        self._sweep_from = 0.0
+        self._next_tidy = 0.0
+        self._next_breaker = 0.0
+        self._gateway = GatewayState.CLOSED
+        self._pace: float | None = None
+        self._last_served: dict[int, int] = {}  # mailing id: the number of the turn in which it got its last batch
+        self._turn = 0
+
+    def run(self, stopping: threading.Event) -> None:
+        """Work until told to stop; then let a standby go on at once."""
+        self._stopping = stopping
+        threads = [
+            threading.Thread(target=self._repeat, args=(work, name), name=name)
+            for name, work in (
+                ("lead", self._lead),
+                ("listen", self._listen),
+                ("release", self._release_loop),
+                ("housekeeping", self._housekeeping_loop),
+            )
+        ]
+        for thread in threads:
+            thread.start()
+        stopping.wait()
+        self._wake()
+        for thread in threads:
+            thread.join(timeout=10)
+        try:
+            self._commit(lambda session: processes.drop_lead(session, LEAD_ROLE, self._name))
+            self._commit(lambda session: processes.leave(session, self._name))
+        except SQLAlchemyError:
+            log.warning("sign_off_failed")
+        log.info("dispatcher_stopped", process=self._name)
+
+    def _repeat(self, work: Callable[[], None], name: str) -> None:
+        """Run a loop; when the database fails it, wait and run it again."""
+        while not self._stopping.is_set():
+            try:
+                work()
+            except (SQLAlchemyError, psycopg2.Error, OSError) as error:
+                log.warning("database_away", loop=name, error=type(error).__name__)
+                self._sweep_from = time.monotonic() + SWEEP_GRACE_SECONDS
+                self._stopping.wait(0.5)
+            except Exception:
+                log.exception("loop_failed", loop=name)
+                self._stopping.wait(1.0)
+
+    def _commit(self, work: Callable[[Session], _T]) -> _T:
+        with self._sessions.begin() as session:
+            return work(session)
+
+    def _wake(self) -> None:
+        self._release_wanted.set()
+        self._housekeeping_wanted.set()
+
+    # Leading and listening ----------------------------------------------------------------------------------------
+
+    def _lead(self) -> None:
+        while not self._stopping.wait(LEAD_RENEWAL_SECONDS if self._leading.is_set() else LEAD_RENEWAL_SECONDS / 2):
+            try:
+                won = self._commit(self._renew_lead)
+            except BaseException:
+                self._leading.clear()
+                raise
+            if won and not self._leading.is_set():
+                log.info("dispatcher_leads", process=self._name)
+                self._sweep_from = time.monotonic() + SWEEP_GRACE_SECONDS
+                self._leading.set()
+                self._wake()
+            elif not won and self._leading.is_set():
+                log.warning("dispatcher_lost_lead", process=self._name)
+                self._leading.clear()
+
+    def _renew_lead(self, session: Session) -> bool:
+        processes.beat(session, self._name, "dispatcher", 0)
+        return processes.hold_lead(session, LEAD_ROLE, self._name, LEAD_LEASE_SECONDS)
+
+    def _listen(self) -> None:
+        with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            raw = connection.connection.driver_connection
+            assert raw is not None
+            connection.exec_driver_sql(f"LISTEN {WORK}")
+            self._wake()
+            while not self._stopping.is_set():
+                if select.select([raw], [], [], POLL_SECONDS)[0]:
+                    raw.poll()
+                    raw.notifies.clear()
+                    self._wake()
+
+    def _wait(self, wanted: threading.Event, seconds: float) -> None:
+        wanted.wait(seconds)
+        wanted.clear()
+
+    # Releasing ----------------------------------------------------------------------------------------------------
+
+    def _release_loop(self) -> None:
+        while not self._stopping.is_set():
+            self._wait(self._release_wanted, POLL_SECONDS)
+            if self._leading.is_set():
+                self.release_round()
+
+    def release_round(self) -> int:
+        """Release what is due and there is room for; the number of batches."""
+        self._watch_gateway()
+        if self._gateway is not GatewayState.CLOSED:
+            return int(self._probe())
+        released = 0
+        capacity = self._commit(processes.capacity)
+        outstanding = self._commit(batches.outstanding)
+        room, size = self._room(capacity)
+        share = max(1, math.ceil(room * MAILING_SHARE))
+        due = set(self._commit(audience.due))
+        while due and sum(outstanding.values()) < room and not self._stopping.is_set():
+            # The mailing with the fewest batches under way; among equals the one whose turn was longest ago.
+            mailing_id = min(due, key=lambda m: (outstanding.get(m, 0), self._last_served.get(m, 0)))
+            if outstanding.get(mailing_id, 0) >= share or not self._release(mailing_id, size):
+                due.discard(mailing_id)
+                continue
+            outstanding[mailing_id] = outstanding.get(mailing_id, 0) + 1
+            released += 1
+        return released
+
+    def _room(self, capacity: int) -> tuple[int, int]:
+        """How many batches may be under way, and of what size."""
+        rates = [rate for rate in (self._rate_limit, self._pace) if rate]
+        if not rates or not capacity:
+            return capacity, BATCH_SIZE
+        size = max(1, min(BATCH_SIZE, round(min(rates))))
+        return max(1, min(capacity, math.ceil(PIPELINE_SECONDS * min(rates) / size))), size
+
+    def _release(self, mailing_id: int, size: int, *, is_probe: bool = False) -> bool:
+        """Release and publish one batch; False when nothing was due or the broker is away."""
+        batch = self._commit(lambda session: batches.release(session, mailing_id, size, is_probe=is_probe))
+        if batch is None:
+            return False
+        self._turn += 1
+        self._last_served[mailing_id] = self._turn
+        batch_id, messages = batch
+        if not self._publish(BATCHES_QUEUE, SEND_BATCH, batch_id):
+            # It may arrive all the same: then it finds no batch of its number.
+            self._commit(lambda session: batches.withdraw(session, batch_id))
+            self._stopping.wait(1.0)
+            return False
+        log.info("batch_released", batch_id=batch_id, mailing_id=mailing_id, messages=messages, probe=is_probe)
+        return True
+
+    def _publish(self, queue: str, actor: str, number: int) -> bool:
+        try:
+            publish(self._broker, queue, actor, number)
+        except Exception as error:
+            # Not only Dramatiq's and pika's errors: a hung handshake and a failing name look-up raise their own.
+            log.warning("broker_away", error=type(error).__name__)
+            del self._broker.connection
+            return False
+        return True
+
+    # The gateway --------------------------------------------------------------------------------------------------
+
+    def _watch_gateway(self) -> None:
+        if time.monotonic() < self._next_breaker:
+            return
+        self._next_breaker = time.monotonic() + BREAKER_SECONDS
+        with self._sessions.begin() as session:
+            row = gateway.read(session)
+            self._pace = row.pace
+            self._gateway = self._move_breaker(session, row)
+            self._move_pace(session, row)
+
+    def _move_breaker(self, session: Session, row: gateway.GatewayRow) -> GatewayState:
+        lately = gateway.recent(session, breaker.WINDOWS_SECONDS[-1], row.changed_at)
+        reason = max((tally.reason for tally in lately.values() if tally.reason), default=None)
+        if row.state is not GatewayState.CLOSED:
+            if any(tally.answered or tally.slowed for tally in lately.values()):
+                return self._set_gateway(session, GatewayState.CLOSED, None, None)
+            if row.state is GatewayState.OPEN and any(tally.blocked for tally in lately.values()):
+                return self._set_gateway(session, GatewayState.BLOCKED, reason, breaker.BLOCKED_PROBE_SECONDS)
+            return row.state
+        if any(tally.blocked for tally in lately.values()):
+            return self._set_gateway(session, GatewayState.BLOCKED, reason, breaker.BLOCKED_PROBE_SECONDS)
+        for seconds in breaker.WINDOWS_SECONDS:
+            failing = breaker.is_failing(gateway.recent(session, seconds, row.changed_at))
+            if failing is not None:
+                break
+        if failing:
+            return self._set_gateway(session, GatewayState.OPEN, reason, breaker.PROBE_SECONDS)
+        return row.state
+
+    def _set_gateway(
+        self, session: Session, state: GatewayState, reason: str | None, probe_after: float | None
+    ) -> GatewayState:
+        gateway.set_state(session, state, reason, probe_after)
+        level = log.info if state is GatewayState.CLOSED else log.error
+        level("gateway_state", state=state.value, reason=reason)
+        return state
+
+    def _move_pace(self, session: Session, row: gateway.GatewayRow) -> None:
+        """Lower the pace when the gateway complained since it was last set, raise it after a second without."""
+        since = (row.now - row.paced_at).total_seconds()
+        if since < 1.0:
+            return
+        lately = gateway.recent(session, min(since, 2.0), row.paced_at).values()
+        if any(tally.slowed for tally in lately):
+            calls = sum(tally.answered + tally.troubled + tally.slowed for tally in lately)
+            pace = breaker.lowered_pace(row.pace or self._rate_limit, calls / min(since, 2.0))
+            gateway.set_pace(session, pace)
+            log.warning("gateway_slows", pace=round(pace, 1))
+        elif row.pace is not None:
+            gateway.set_pace(session, breaker.raised_pace(row.pace, self._rate_limit))
+
+    def _probe(self) -> bool:
+        """Release a single message to find out whether the gateway is back."""
+        interval = breaker.BLOCKED_PROBE_SECONDS if self._gateway is GatewayState.BLOCKED else breaker.PROBE_SECONDS
+        due = self._commit(audience.due)
+        if not due or not self._commit(lambda session: gateway.claim_probe(session, interval)):
+            return False
+        mailing_id = min(due, key=lambda m: self._last_served.get(m, 0))
+        return self._release(mailing_id, 1, is_probe=True)
+
+    # Housekeeping -------------------------------------------------------------------------------------------------
+
+    def _housekeeping_loop(self) -> None:
+        wait = 0.0
+        while not self._stopping.is_set():
+            self._wait(self._housekeeping_wanted, wait)
+            wait = POLL_SECONDS
+            if self._leading.is_set():
+                wait = 0.0 if self.housekeeping_round() else self._until_next_start()
+
+    def _until_next_start(self) -> float:
+        seconds = self._commit(audience.next_start)
+        return POLL_SECONDS if seconds is None else max(0.0, min(POLL_SECONDS, seconds))
+
+    def housekeeping_round(self) -> bool:
+        """One step of everything; True when there is more to do at once."""
+        for mailing_id in self._commit(audience.start_due):
+            log.info("mailing_started", mailing_id=mailing_id)
+        more = self._materialise()
+        more |= self._settle()
+        more |= self._commit(audience.reschedule_chunk)
+        for mailing_id in self._commit(audience.deleted):
+            more |= self._commit(lambda session, m=mailing_id: audience.remove_chunk(session, m))
+        if time.monotonic() >= self._sweep_from:
+            swept = self._commit(batches.sweep)
+            if swept:
+                log.warning("leases_ran_out", messages=swept)
+                self._release_wanted.set()
+        for mailing_id in self._commit(audience.complete):
+            log.info("mailing_completed", mailing_id=mailing_id)
+        self._commit(audience.merge_counts)
+        self._hand_out_imports()
+        if time.monotonic() >= self._next_tidy:
+            self._next_tidy = time.monotonic() + TIDY_SECONDS
+            self._tidy()
+        return more
+
+    def _materialise(self) -> bool:
+        """A chunk of every mailing that is being written: none waits for another's million."""
+        more = False
+        for mailing_id in self._commit(audience.unmaterialised):
+            if self._commit(lambda session, m=mailing_id: audience.materialise_chunk(session, m)):
+                more = True
+            else:
+                log.info("mailing_materialised", mailing_id=mailing_id)
+            self._release_wanted.set()
+        return more
+
+    def _settle(self) -> bool:
+        more = False
+        for mailing_id in self._commit(audience.ended_with_waiting):
+            settled = self._commit(lambda session, m=mailing_id: audience.settle_chunk(session, m))
+            if settled:
+                log.info("messages_settled", mailing_id=mailing_id, messages=settled)
+            more |= settled > 0
+        return more
+
+    def _hand_out_imports(self) -> None:
+        # Each is named once and then given some time: one that could not be published now is named again after that.
+        for import_id in self._commit(lambda session: list(imports.waiting(session, imports.clock(session)))):
+            self._publish(IMPORTS_QUEUE, IMPORT_CLIENTS, import_id)
+
+    def _tidy(self) -> None:
+        self._commit(processes.forget_silent)
+        self._commit(gateway.forget_old_tallies)
+        for mailing_id in self._commit(audience.running):
+            orphans = self._commit(lambda session, m=mailing_id: batches.sweep_orphans(session, m))
+            if orphans:
+                log.error("orphans_found", mailing_id=mailing_id, messages=orphans)
+
+
+def run(settings: Settings) -> None:
+    """Run a dispatcher until SIGTERM or SIGINT."""
+    assert settings.database_url and settings.amqp_url
+    engine = make_engine(settings.database_url, "mailings dispatcher", pool_size=5, statement_timeout_seconds=60)
+    Dispatcher(engine, connect(settings.amqp_url), settings.gateway_rate_limit or None).run(stop_signal())

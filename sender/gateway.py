@@ -1,0 +1,373 @@
+"""The gateway's client: one libcurl multi loop per process, hundreds of calls in flight on one thread.
+
+libcurl was chosen by measurement (see docs/decisions.md); everything that knows of it is in this file. The loop follows
+libcurl's "multi_socket" interface (https://curl.se/libcurl/c/libcurl-multi.html) on epoll: unlike its `select` form the
+cost of a call does not grow with the number in flight, and file descriptors may exceed 1024.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import ssl
+import threading
+import time
+from collections import defaultdict, deque
+from io import BytesIO
+from typing import Protocol
+
+import certifi
+import orjson
+import pycurl
+import structlog
+
+from sender.answers import Answer, Fault, Judgement, Verdict, judge
+from sender.delivery import Call, Called, Delivery
+
+log = structlog.get_logger(__name__)
+
+CONNECT_TIMEOUT_SECONDS = 5.0
+BODY_LIMIT_BYTES = 64 * 1024  # A real answer has some dozen bytes; ten megabytes are not read.
+# One mailing may use this share of the calls in flight, so that one whose calls all hang leaves room for the others.
+MAILING_SHARE = 0.8
+# The exponentially weighted share of failing calls, of every mailing, beyond which this process stops by itself.
+TRIP_RATIO = 0.75
+TRIP_WEIGHT = 0.05
+TRIP_MEMORY_SECONDS = 10.0
+
+_FAULTS = {
+    pycurl.E_COULDNT_RESOLVE_HOST: Fault.DNS,
+    pycurl.E_COULDNT_RESOLVE_PROXY: Fault.DNS,
+    pycurl.E_COULDNT_CONNECT: Fault.REFUSED,
+    pycurl.E_GOT_NOTHING: Fault.CLOSED,
+    pycurl.E_RECV_ERROR: Fault.RESET,
+    pycurl.E_SEND_ERROR: Fault.RESET,
+    pycurl.E_PARTIAL_FILE: Fault.TRUNCATED,
+    pycurl.E_WRITE_ERROR: Fault.TOO_LARGE,
+    pycurl.E_FILESIZE_EXCEEDED: Fault.TOO_LARGE,
+    pycurl.E_UNSUPPORTED_PROTOCOL: Fault.NOT_HTTP,
+    pycurl.E_FTP_WEIRD_SERVER_REPLY: Fault.NOT_HTTP,  # CURLE_WEIRD_SERVER_REPLY: not an HTTP answer at all
+    pycurl.E_HTTP2: Fault.NOT_HTTP,
+    pycurl.E_BAD_CONTENT_ENCODING: Fault.NOT_HTTP,
+    pycurl.E_SSL_CONNECT_ERROR: Fault.TLS,
+    pycurl.E_PEER_FAILED_VERIFICATION: Fault.TLS,
+    pycurl.E_SSL_CERTPROBLEM: Fault.TLS,
+    pycurl.E_SSL_CIPHER: Fault.TLS,
+    pycurl.E_SSL_CACERT_BADFILE: Fault.TLS,
+    pycurl.E_SSL_ISSUER_ERROR: Fault.TLS,
+    pycurl.E_SSL_ENGINE_INITFAILED: Fault.TLS,
+    pycurl.E_SSL_INVALIDCERTSTATUS: Fault.TLS,
+}
+
+
+class Pace(Protocol):
+    """Who says when the next call may go."""
+
+    def wait_seconds(self, now: float) -> float:
+        """Seconds until the next call may start at this monotonic time; 0.0 takes the permission."""
+        ...
+
+
+class _Slot:
+    """A curl handle with its buffer, used for one call after another."""
+
+    __slots__ = ("body", "call", "delivery", "handle", "hurried")
+
+    def __init__(self, handle: pycurl.Curl) -> None:
+        self.handle = handle
+        self.body = BytesIO()
+        self.call: Call | None = None
+        self.delivery: Delivery | None = None
+        self.hurried = False
+        handle.setopt(pycurl.WRITEFUNCTION, self.body.write)
+
+
+class GatewayClient:
+    """Sends the calls of many deliveries, `concurrency` at a time.
+
+    A call counts as in flight until its outcome is recorded (`recorded`): so a killed process leaves at most that many
+    messages that the gateway may have seen and the database does not know of.
+    """
+
+    def __init__(self, url: str, token: str | None, timeout_seconds: float, concurrency: int, pace: Pace) -> None:
+        self._url = url.rstrip("/") + "/send/"
+        self._headers = ["Content-Type: application/json", "Accept: application/json", "Expect:"]
+        if token:
+            self._headers.append(f"Authorization: Bearer {token}")
+        self._timeout_seconds = timeout_seconds
+        self._concurrency = concurrency
+        self._pace = pace
+        self._limit = concurrency  # lowered to one after a trip, doubled with every round of successes
+        self._busy = 0  # in flight, or not yet recorded
+        self._busy_of: defaultdict[int, int] = defaultdict(int)  # the same by mailing
+        self._incoming: deque[Delivery] = deque()
+        self._freed: deque[tuple[int, int]] = deque()
+        self._ring: deque[int] = deque()  # mailing ids, in turn
+        self._deliveries: dict[int, deque[Delivery]] = {}
+        self._failing: dict[int, tuple[float, float]] = {}  # mailing id: weighted share of failures, when last heard
+        self._permit = False  # a sending slot was taken from the pace and not used yet
+        self._spare: list[_Slot] = []
+        self._slots: dict[pycurl.Curl, _Slot] = {}
+        self._draining = False
+        self._closed = False
+        self._timer: float | None = None
+        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll = select.epoll()
+        self._epoll.register(self._wakeup, select.EPOLLIN)
+        self._multi = pycurl.CurlMulti()
+        self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
+        self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
+        self._multi.setopt(pycurl.M_MAXCONNECTS, concurrency)
+        self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
+
+    # Called from other threads ------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the loop's thread."""
+        self._thread.start()
+
+    def submit(self, delivery: Delivery) -> None:
+        """Begin a delivery; its results appear in `delivery.results`."""
+        self._incoming.append(delivery)
+        self._wake()
+
+    def recorded(self, delivery: Delivery, calls: int) -> None:
+        """Free the places of calls whose outcomes are in the database."""
+        if calls:
+            self._freed.append((delivery.mailing_id, calls))
+            self._wake()
+
+    def wake(self) -> None:
+        """Look at the deliveries and the pace again."""
+        self._wake()
+
+    def drain(self) -> None:
+        """Start no further call: what is in flight ends, the rest is returned."""
+        self._draining = True
+        self._wake()
+
+    def close(self) -> None:
+        """End the loop at once and close every connection."""
+        self._closed = True
+        self._wake()
+        self._thread.join(timeout=5)
+
+    def _wake(self) -> None:
+        os.eventfd_write(self._wakeup, 1)
+
+    # The loop -----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._closed:
+                self._round()
+        except Exception:
+            # Without its loop the process is useless: end it, its supervisor starts a new one and leases run out.
+            log.exception("gateway_loop_failed")
+            os._exit(70)
+
+    def _round(self) -> None:
+        self._take_in()
+        pause = self._start_calls()
+        if self._timer is not None:
+            pause = min(pause, max(0.0, self._timer - time.monotonic()))
+        for descriptor, events in self._epoll.poll(pause):
+            if descriptor == self._wakeup:
+                os.eventfd_read(self._wakeup)
+            else:
+                self._multi.socket_action(descriptor, _curl_events(events))
+        if self._timer is not None and self._timer <= time.monotonic():
+            self._timer = None
+            self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
+        self._finish_calls()
+
+    def _take_in(self) -> None:
+        while self._freed:
+            mailing_id, calls = self._freed.popleft()
+            self._busy -= calls
+            self._busy_of[mailing_id] -= calls
+            if not self._busy_of[mailing_id]:
+                del self._busy_of[mailing_id]
+        while self._incoming:
+            delivery = self._incoming.popleft()
+            if delivery.mailing_id not in self._deliveries:
+                self._deliveries[delivery.mailing_id] = deque()
+                self._ring.append(delivery.mailing_id)
+            self._deliveries[delivery.mailing_id].append(delivery)
+        if self._draining:
+            self._return_everything()
+
+    def _return_everything(self) -> None:
+        for deliveries in self._deliveries.values():
+            for delivery in deliveries:
+                delivery.return_rest()
+        self._deliveries.clear()
+        self._ring.clear()
+
+    def _start_calls(self) -> float:
+        """Start what may start now; seconds until it is worth looking again."""
+        now = time.monotonic()
+        share = max(1, int(self._concurrency * MAILING_SHARE))
+        skipped = 0
+        while self._ring and self._busy < self._limit and skipped < len(self._ring):
+            mailing_id = self._ring[0]
+            if self._busy_of[mailing_id] >= share:
+                self._ring.rotate(-1)
+                skipped += 1
+                continue
+            wait = 0.0 if self._permit else self._pace.wait_seconds(now)
+            if wait > 0:
+                return min(wait, 0.5)
+            self._permit = not self._start_next(mailing_id, now)  # Not used: kept for the next mailing's call.
+            skipped = 0
+        return 0.5  # Leases, ends and pauses are looked at this often even when nothing happens.
+
+    def _start_next(self, mailing_id: int, now: float) -> bool:
+        """Start the mailing's next call; False when it has none and has left the ring."""
+        deliveries = self._deliveries[mailing_id]
+        while deliveries:
+            call = deliveries[0].next_call(now)
+            if call is not None:
+                self._start(deliveries[0], call, now)
+                self._ring.rotate(-1)
+                return True
+            deliveries.popleft()
+        del self._deliveries[mailing_id]
+        self._ring.remove(mailing_id)
+        return False
+
+    def _start(self, delivery: Delivery, call: Call, now: float) -> None:
+        slot = self._spare.pop() if self._spare else self._new_slot()
+        slot.call, slot.delivery = call, delivery
+        slot.body.seek(0)
+        slot.body.truncate()
+        message_id = call.recipient.message_id
+        handle = slot.handle
+        handle.setopt(pycurl.URL, f"{self._url}{message_id}")
+        handle.setopt(pycurl.POSTFIELDS, orjson.dumps({"id": message_id, "phone": call.phone, "text": call.text}))
+        self._hurry(slot, delivery.end_deadline - now)
+        self._busy += 1
+        self._busy_of[delivery.mailing_id] += 1
+        self._multi.add_handle(handle)
+
+    def _hurry(self, slot: _Slot, seconds_left: float) -> None:
+        """Near the mailing's end, allow connecting no longer than until then: no request leaves after it."""
+        if seconds_left < CONNECT_TIMEOUT_SECONDS:
+            slot.handle.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, int(seconds_left * 1000)))
+            slot.hurried = True
+        elif slot.hurried:
+            slot.handle.setopt(pycurl.CONNECTTIMEOUT_MS, self._connect_timeout_ms())
+            slot.hurried = False
+
+    def _connect_timeout_ms(self) -> int:
+        return int(min(CONNECT_TIMEOUT_SECONDS, self._timeout_seconds) * 1000)
+
+    def _new_slot(self) -> _Slot:
+        handle = pycurl.Curl()
+        handle.setopt(pycurl.POST, 1)
+        handle.setopt(pycurl.HTTPHEADER, self._headers)
+        handle.setopt(pycurl.NOSIGNAL, 1)
+        handle.setopt(pycurl.FOLLOWLOCATION, 0)
+        handle.setopt(pycurl.TIMEOUT_MS, int(self._timeout_seconds * 1000))
+        handle.setopt(pycurl.CONNECTTIMEOUT_MS, self._connect_timeout_ms())
+        handle.setopt(pycurl.MAXFILESIZE, BODY_LIMIT_BYTES)
+        handle.setopt(pycurl.TCP_KEEPALIVE, 1)
+        handle.setopt(pycurl.USERAGENT, "mailings")
+        handle.setopt(pycurl.CAINFO, ssl.get_default_verify_paths().cafile or certifi.where())
+        slot = _Slot(handle)
+        self._slots[handle] = slot
+        return slot
+
+    def _finish_calls(self) -> None:
+        while True:
+            queued, succeeded, failed = self._multi.info_read()
+            for handle in succeeded:
+                self._finish(self._slots[handle], None)
+            for handle, error, _ in failed:
+                self._finish(self._slots[handle], error)
+            if not queued:
+                return
+
+    def _finish(self, slot: _Slot, error: int | None) -> None:
+        call, delivery = slot.call, slot.delivery
+        assert call is not None and delivery is not None
+        answer = _read_answer(slot, error)
+        self._multi.remove_handle(slot.handle)
+        slot.call = slot.delivery = None
+        self._spare.append(slot)
+        judgement = judge(answer)
+        delivery.results.put(Called(call.recipient, answer, judgement))
+        self._watch(delivery.mailing_id, judgement)
+
+    def _watch(self, mailing_id: int, judgement: Judgement) -> None:
+        """Stop by itself when nothing works any more: the dispatcher's breaker needs a second, a thousand calls a blink."""
+        if judgement.verdict is Verdict.BLOCKED:
+            self._trip()
+            return
+        now = time.monotonic()
+        failed = judgement.verdict in (Verdict.TROUBLE, Verdict.UNKNOWN)
+        ratio, _ = self._failing.get(mailing_id, (0.0, now))
+        self._failing[mailing_id] = (ratio + TRIP_WEIGHT * (failed - ratio), now)
+        if not failed:
+            self._limit = min(self._concurrency, self._limit + 1)
+        elif ratio > TRIP_RATIO and all(
+            share > TRIP_RATIO for share, heard in self._failing.values() if heard > now - TRIP_MEMORY_SECONDS
+        ):
+            self._trip()
+
+    def _trip(self) -> None:
+        self._limit = 1
+        self._return_everything()
+
+    # libcurl's callbacks ------------------------------------------------------------------------------------------
+
+    def _on_socket(self, what: int, descriptor: int, _multi: pycurl.CurlMulti, _data: object) -> None:
+        if what == pycurl.POLL_REMOVE:
+            try:
+                self._epoll.unregister(descriptor)
+            except OSError:
+                pass  # libcurl has closed it already
+            return
+        events = {
+            pycurl.POLL_IN: select.EPOLLIN,
+            pycurl.POLL_OUT: select.EPOLLOUT,
+            pycurl.POLL_INOUT: select.EPOLLIN | select.EPOLLOUT,
+        }.get(what, 0)
+        try:
+            self._epoll.modify(descriptor, events)
+        except FileNotFoundError:
+            self._epoll.register(descriptor, events)
+
+    def _on_timer(self, milliseconds: int) -> None:
+        self._timer = None if milliseconds < 0 else time.monotonic() + milliseconds / 1000
+
+
+def _curl_events(events: int) -> int:
+    action = 0
+    if events & (select.EPOLLIN | select.EPOLLHUP):
+        action |= pycurl.CSELECT_IN
+    if events & select.EPOLLOUT:
+        action |= pycurl.CSELECT_OUT
+    if events & select.EPOLLERR:
+        action |= pycurl.CSELECT_ERR
+    return action
+
+
+def _read_answer(slot: _Slot, error: int | None) -> Answer:
+    handle = slot.handle
+    milliseconds = int(handle.getinfo(pycurl.TOTAL_TIME) * 1000)
+    status = handle.getinfo(pycurl.RESPONSE_CODE) or None
+    if error is not None:
+        return Answer(milliseconds, _fault(handle, error), status)
+    retry_after = None
+    if status in (429, 503):
+        retry_after = float(handle.getinfo(pycurl.RETRY_AFTER)) or None  # libcurl reads both forms of the header
+    return Answer(milliseconds, None, status, slot.body.getvalue(), retry_after)
+
+
+def _fault(handle: pycurl.Curl, error: int) -> Fault:
+    if error != pycurl.E_OPERATION_TIMEDOUT:
+        return _FAULTS.get(error, Fault.OTHER)
+    if not handle.getinfo(pycurl.PRETRANSFER_TIME):
+        return Fault.CONNECT_TIMEOUT
+    return Fault.BODY_TIMEOUT if handle.getinfo(pycurl.STARTTRANSFER_TIME) else Fault.TIMEOUT

@@ -1,0 +1,89 @@
+"""The rate limit: sending slots leased from one database row, exact for any number of senders."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session, sessionmaker
+
+from db.queries import gateway
+
+log = structlog.get_logger(__name__)
+
+# A lease covers this much time: fifty small updates a second at full rate over all senders, whatever the rate.
+LEASE_SECONDS = 0.02
+# A slot that was not used in time is lost: catching up would break the limit in the second where it happens.
+STALE_SECONDS = 0.03
+
+
+class Pacer:
+    """Hands out the moments at which calls may start. `rate` is in messages per second, None = no limit."""
+
+    def __init__(self, sessions: sessionmaker[Session], wake: Callable[[], None]) -> None:
+        self._sessions = sessions
+        self._wake = wake
+        self.rate: float | None = None
+        self._slots: deque[float] = deque()  # monotonic times
+        self._wanted = threading.Event()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="pacer", daemon=True)
+
+    def start(self) -> None:
+        """Start the leasing thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the leasing thread."""
+        self._stopped = True
+        self._wanted.set()
+
+    def wait_seconds(self, now: float) -> float:
+        """Seconds until the next call may start; 0.0 takes the permission."""
+        rate = self.rate
+        if rate is None:
+            return 0.0
+        stale = now - max(STALE_SECONDS, 1.0 / rate)
+        while self._slots and self._slots[0] < stale:
+            self._slots.popleft()
+        if len(self._slots) * 2 <= self._lease_size(rate):
+            self._wanted.set()
+        if not self._slots:
+            return 0.5  # `wake` comes with the next lease
+        wait = self._slots[0] - now
+        if wait > 0:
+            return wait
+        self._slots.popleft()
+        return 0.0
+
+    @staticmethod
+    def _lease_size(rate: float) -> int:
+        return max(1, round(rate * LEASE_SECONDS))
+
+    def _run(self) -> None:
+        while True:
+            self._wanted.wait()
+            self._wanted.clear()
+            if self._stopped:
+                return
+            rate = self.rate
+            if rate is None:
+                continue
+            try:
+                self._lease(rate)
+            except SQLAlchemyError:
+                log.warning("slot_lease_failed")
+                time.sleep(0.5)
+                self._wanted.set()
+
+    def _lease(self, rate: float) -> None:
+        count = self._lease_size(rate)
+        with self._sessions.begin() as session:
+            first = gateway.lease_slots(session, count, rate)
+        start = time.monotonic() + first
+        self._slots.extend(start + index / rate for index in range(count))
+        self._wake()

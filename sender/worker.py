@@ -1,0 +1,130 @@
+"""One sending process, or one importing process: Dramatiq's worker with what surrounds it, and an orderly end."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import socket
+import threading
+import time
+import uuid
+
+import dramatiq
+import structlog
+from dramatiq import Worker
+from sqlalchemy.orm import sessionmaker
+
+from common.settings import Settings
+from db.engine import make_engine
+from sender import imports
+from sender.actors import BatchSender
+from sender.broker import BATCHES_QUEUE, IMPORTS_QUEUE, connect
+from sender.clock import DatabaseClock
+from sender.gateway import GatewayClient
+from sender.keeper import Keeper
+from sender.pacer import Pacer
+
+log = structlog.get_logger(__name__)
+
+# Batches in hand at once, by thread: each waits for the gateway most of the time. See docs/decisions.md for the sizes.
+BATCH_THREADS = 8
+DATABASE_CONNECTIONS = 4
+# Compose and the native runner wait a little longer than this before they kill.
+DRAIN_SECONDS = 25.0
+WORKER_TIMEOUT_MILLISECONDS = 100
+PR_SET_PDEATHSIG = 1
+
+
+def stop_signal() -> threading.Event:
+    """An event that SIGTERM and SIGINT set; a second signal changes nothing, the orderly end goes on."""
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    return stopping
+
+
+def end_with_parent() -> None:
+    """Have the kernel send SIGTERM when the supervisor dies, even by kill -9: no orphan keeps on sending."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        raise SystemExit(0)
+
+
+def process_name(kind: str) -> str:
+    """A name of this process that no other has, and that tells a person where it runs."""
+    return f"{kind}@{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
+
+
+def run_batches(settings: Settings) -> None:
+    """Send batches until told to stop; then finish what is on the wire and return the rest."""
+    stopping = stop_signal()
+    _allow_many_connections()
+    assert settings.database_url and settings.amqp_url and settings.gateway_url
+    name = process_name("sender")
+    engine = make_engine(settings.database_url, "mailings sender", DATABASE_CONNECTIONS + 2, statement_timeout_seconds=15)
+    sessions = sessionmaker(engine, expire_on_commit=False)
+    clock = DatabaseClock()
+    pacer = Pacer(sessions, lambda: client.wake())
+    client = GatewayClient(
+        settings.gateway_url, settings.gateway_token, settings.gateway_timeout, settings.gateway_concurrency, pacer
+    )
+    keeper = Keeper(engine, name, BATCH_THREADS, clock, pacer, settings.gateway_rate_limit or None, client.wake)
+    broker = connect(settings.amqp_url)
+    sender = BatchSender(sessions, name, client, keeper, clock, settings.gateway_max_attempts)
+    sender.declare()
+    keeper.start()
+    keeper.ready.wait(timeout=5)  # The clock and the pace are known before the first call.
+    pacer.start()
+    client.start()
+    worker = _start_worker(broker, BATCHES_QUEUE, BATCH_THREADS)
+    log.info("sender_started", process=name)
+    stopping.wait()
+    log.info("sender_stopping", process=name)
+    keeper.retire()
+    client.drain()
+    deadline = time.monotonic() + DRAIN_SECONDS
+    # A database that is away when the time is up: leave it to the leases.
+    threading.Timer(DRAIN_SECONDS * 0.8, sender.give_up).start()
+    worker.stop(timeout=int((deadline - time.monotonic()) * 1000))
+    pacer.stop()
+    keeper.stop()
+    client.close()
+    log.info("sender_stopped", process=name)
+    _leave()
+
+
+def run_imports(settings: Settings) -> None:
+    """Import files until told to stop; then finish the group of rows at hand."""
+    stopping = stop_signal()
+    assert settings.database_url and settings.amqp_url
+    name = process_name("importer")
+    engine = make_engine(settings.database_url, "mailings importer", 2, statement_timeout_seconds=60)
+    broker = connect(settings.amqp_url)
+    imports.declare_actor(broker, engine, name, stopping)
+    worker = _start_worker(broker, IMPORTS_QUEUE, threads=1)
+    log.info("importer_started", process=name)
+    stopping.wait()
+    worker.stop(timeout=int(DRAIN_SECONDS * 1000))
+    log.info("importer_stopped", process=name)
+    _leave()
+
+
+def _start_worker(broker: dramatiq.Broker, queue: str, threads: int) -> Worker:
+    worker = Worker(broker, queues={queue}, worker_threads=threads, worker_timeout=WORKER_TIMEOUT_MILLISECONDS)
+    # Take from the queue what can be worked on at once: what is hoarded here, an idle replica could be sending.
+    worker.queue_prefetch = threads
+    worker.start()
+    return worker
+
+
+def _allow_many_connections() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _leave() -> None:
+    """End now: threads that still wait for a broker or a database that is away must not hold the process."""
+    os._exit(0)
