@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON := .venv/bin/python
 SERVICES := api sender reporter admin migrate simulator
-ENGINE_ANSWERS = docker compose version >/dev/null 2>&1 && timeout 10 docker info >/dev/null 2>&1
+NATIVE_IS_UP = [ -x $(PYTHON) ] && $(PYTHON) -m tools.native is-up
 
 .PHONY: help
 help:  ## Show this list
@@ -16,9 +16,8 @@ help:  ## Show this list
 
 .PHONY: up
 up:  ## Start everything: with Docker Compose where an engine answers, otherwise natively
-	@if tools/compose is-up; then $(MAKE) up-docker; \
-	elif [ -e .local/native/supervisor.json ]; then $(MAKE) up-native; \
-	elif $(ENGINE_ANSWERS); then $(MAKE) up-docker; \
+	@if $(NATIVE_IS_UP); then $(MAKE) up-native; \
+	elif tools/compose engine; then $(MAKE) up-docker; \
 	else echo "No Docker engine answers: starting natively on this machine."; $(MAKE) up-native; fi
 
 .PHONY: up-docker
@@ -67,12 +66,12 @@ test-faults: venv servers  ## Break real processes while they send, for minutes
 	$(PYTHON) -m pytest -m faults --timeout=1800 $(ARGS)
 
 .PHONY: lint
-lint: venv
+lint: venv  ## Run the linter
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 
 .PHONY: types
-types: venv
+types: venv  ## Run the type checker
 	$(PYTHON) -m mypy .
 
 .PHONY: format
