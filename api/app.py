@@ -13,7 +13,7 @@ from flask import Flask, Response, g, request
 from flask.json.provider import JSONProvider
 from werkzeug.routing import IntegerConverter
 
-from api import auth, clients, docs, errors, health, mailings, metrics
+from api import auth, clients, docs, errors, health, imports, mailings, messages, metrics, receipts, statistics
 from api.database import database, engine_options
 from api.fields import BIGINT_MAX
 from common.settings import Settings
@@ -37,7 +37,7 @@ class _Json(JSONProvider):
 
     def response(self, *args: Any, **kwargs: Any) -> Response:
         body = self._bytes(self._prepare_response_obj(args, kwargs))
-        return self._app.response_class(body, mimetype="application/json")
+        return Response(body, mimetype="application/json")
 
     @staticmethod
     def _bytes(obj: Any) -> bytes:
@@ -75,8 +75,8 @@ def create_app(settings: Settings, threads: int = 8) -> Flask:
     auth.protect(app)
     api = errors.Api(app)
     errors.register(app)
-    for blueprint in (clients.blueprint, mailings.blueprint):
-        api.register_blueprint(blueprint)
+    for resource in (clients, imports, mailings, statistics, messages, receipts):
+        api.register_blueprint(resource.blueprint)
     app.register_blueprint(health.blueprint)
     app.register_blueprint(docs.make_blueprint(api))
     return app

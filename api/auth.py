@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from flask import Flask, g, request
-from flask_smorest import abort
 from sqlalchemy.orm import Session
+from webargs.flaskparser import abort
 
 from api.database import database
 from db.models import Scope

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import flask_smorest
 import orjson
 from flask import Request
-from flask_smorest import abort
 from marshmallow import Schema
 from webargs import core
-from webargs.flaskparser import FlaskParser
+from webargs.flaskparser import FlaskParser, abort
 
 from api.errors import ErrorSchema
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any] | type)
-Decorator = Callable[[Decorated], Decorated]
+
+
+class Decorator(Protocol):
+    """Gives back what it decorates, as far as types go."""
+
+    def __call__(self, decorated: Decorated, /) -> Decorated:
+        """Decorate."""
+
 
 _ALWAYS_POSSIBLE = {401: "UNAUTHORIZED", 403: "FORBIDDEN", 422: "UNPROCESSABLE_ENTITY", 503: "SERVICE_UNAVAILABLE"}
 _POSSIBLE_WITH_BODY = {413: "REQUEST_ENTITY_TOO_LARGE", 415: "UNSUPPORTED_MEDIA_TYPE"}
@@ -46,23 +52,23 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._prepare_doc_cbks.append(_document_errors)
 
-    def route(self, rule: str, **options: Any) -> Decorator[Decorated]:
+    def route(self, rule: str, **options: Any) -> Decorator:
         """Serve a view at this path."""
         return super().route(rule, **options)  # type: ignore[no-any-return]
 
-    def arguments(self, schema: type[Schema] | Schema, **options: Any) -> Decorator[Decorated]:
+    def arguments(self, schema: type[Schema] | Schema, **options: Any) -> Decorator:
         """Hand what the caller sent, once loaded, to the view."""
         return super().arguments(schema, **options)  # type: ignore[no-any-return]
 
-    def response(self, status: int, schema: type[Schema] | Schema | None = None, **options: Any) -> Decorator[Decorated]:
+    def response(self, status: int, schema: type[Schema] | Schema | None = None, **options: Any) -> Decorator:
         """Answer with this status; the schema documents the body."""
         return super().response(status, schema, **options)  # type: ignore[no-any-return]
 
-    def refuses(self, status: int, description: str) -> Decorator[Decorated]:
+    def refuses(self, status: int, description: str) -> Decorator:
         """Document one error of this operation."""
         return super().alt_response(status, schema=ErrorSchema, description=description)  # type: ignore[no-any-return]
 
-    def doc(self, **options: Any) -> Decorator[Decorated]:
+    def doc(self, **options: Any) -> Decorator:
         """Add to the documentation as it is."""
         return super().doc(**options)  # type: ignore[no-any-return]
 

@@ -31,7 +31,9 @@ from db.queries import clients
 
 blueprint = Blueprint("client", __name__, url_prefix="/api/v1/client", description="The directory of clients.")
 
-_PHONE = about("`+7…`, `7…` or `8…` with spaces, brackets and dashes, or another country's with its plus.", "+79161234567")
+_PHONE = about(
+    "`+7…`, `7…` or `8…` with spaces, brackets and dashes, or another country's with its plus.", "+79161234567"
+)
 _CODE = about("The mobile operator's code; by default the three digits after +7.", "916")
 _TAGS = about("Marks to filter by.", ["vip"])
 _ZONE = about("An IANA time zone; by default that of the installation.", "Europe/Moscow")
@@ -69,7 +71,9 @@ class ClientSchema(Answer):
     timezone = fields.String(required=True, metadata=about("The IANA time zone.", "Europe/Moscow"))
     attributes = fields.Dict(required=True, metadata=_ATTRIBUTES)
     opted_out_at = fields.AwareDateTime(
-        required=True, allow_none=True, metadata=about("Since when no messages are wanted, or null.", "2026-11-23T09:00:00Z")
+        required=True,
+        allow_none=True,
+        metadata=about("Since when no messages are wanted, or null.", "2026-11-23T09:00:00Z"),
     )
     created_at = fields.AwareDateTime(required=True, metadata=about("When it was added.", "2026-11-23T09:00:00Z"))
     updated_at = fields.AwareDateTime(required=True, metadata=about("When it last changed.", "2026-11-23T09:00:00Z"))

@@ -29,7 +29,11 @@ OPENAPI = {
         "servers": [{"url": "/", "description": "This installation."}],
         "components": {
             "securitySchemes": {
-                "ApiKey": {"type": "http", "scheme": "bearer", "description": "An API key, as printed by the first start."}
+                "ApiKey": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "An API key, as printed by the first start.",
+                }
             }
         },
         "security": [{"ApiKey": []}],

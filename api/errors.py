@@ -7,10 +7,11 @@ from typing import Any
 import flask_smorest
 import sqlalchemy.exc
 import structlog
-from flask import Flask, Response, current_app
+from flask import Flask, current_app
 from marshmallow import Schema, fields
 from werkzeug.exceptions import HTTPException, UnprocessableEntity
 from werkzeug.http import HTTP_STATUS_CODES
+from werkzeug.sansio.response import Response
 
 from api.fields import about
 from db.refusals import ConflictError, InvalidError, MissingError, RefusedError
@@ -30,7 +31,8 @@ class ErrorSchema(Schema):
         keys=fields.String(),
         required=True,
         metadata=about(
-            "Reasons by place (`json`, `query`, `headers`) and field.", {"json": {"phone": ["is not a number that exists"]}}
+            "Reasons by place (`json`, `query`, `headers`) and field.",
+            {"json": {"phone": ["is not a number that exists"]}},
         ),
     )
 

@@ -54,7 +54,7 @@ class Text(fields.String):
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **options: Any) -> str:
         text = super()._deserialize(value, attr, data, **options)
-        if text is None or "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
             raise ValidationError("may not hold NUL characters or lone surrogates")
         return text
 
@@ -75,7 +75,7 @@ class Number(fields.Integer):
     def __init__(self, lowest: int = 1, highest: int = BIGINT_MAX, **options: Any) -> None:
         super().__init__(validate=Range(lowest, highest), **options)
 
-    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **_options: Any) -> int:
+    def _deserialize(self, value: Any, *_place: Any, **_options: Any) -> int:
         if isinstance(value, float) and value.is_integer():
             return int(value)
         if isinstance(value, int) and not isinstance(value, bool):
@@ -94,7 +94,7 @@ class QueryNumber(Number):
 class Timestamp(fields.AwareDateTime):
     """An instant: a time without an offset is refused."""
 
-    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **_options: Any) -> datetime:
+    def _deserialize(self, value: Any, *_place: Any, **_options: Any) -> datetime:
         if not isinstance(value, str) or not (found := _TIMESTAMP.match(value)):
             raise ValidationError("not a time such as 2026-11-23T09:00:00+03:00")
         if found[3] is None:
@@ -160,7 +160,7 @@ class Timezone(Text):
         return name
 
 
-class Distinct(fields.List):
+class Distinct(fields.List[Any]):
     """A list in which each value counts once."""
 
     def __init__(self, item: fields.Field[Any], longest: int, **options: Any) -> None:
@@ -176,7 +176,7 @@ class Tags(Distinct):
     def __init__(self, **options: Any) -> None:
         super().__init__(FilledText(1, rules.TAG_LENGTH), rules.TAGS, **options)
 
-    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **options: Any) -> list[str]:
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **options: Any) -> list[Any]:
         return list(dict.fromkeys(tag.strip() for tag in super()._deserialize(value, attr, data, **options)))
 
 
@@ -192,7 +192,7 @@ class Attributes(fields.Dict):
     def _deserialize(
         self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **options: Any
     ) -> dict[str, Any]:
-        attributes: dict[str, Any] = super()._deserialize(value, attr, data, **options)
+        attributes: dict[str, Any] = super()._deserialize(value, attr, data, **options)  # type: ignore[no-untyped-call]
         for name, content in attributes.items():
             if not isinstance(content, str | int | float | None):
                 raise ValidationError({name: ["a string, a number, true, false or null is needed"]})
@@ -206,9 +206,7 @@ class Attributes(fields.Dict):
 class PageQuery(Schema):
     """`?page=1&page_size=50`."""
 
-    page = QueryNumber(
-        highest=1_000_000_000, load_default=1, metadata=about("The page to return, from 1.", 1)
-    )
+    page = QueryNumber(highest=1_000_000_000, load_default=1, metadata=about("The page to return, from 1.", 1))
     page_size = QueryNumber(highest=500, load_default=50, metadata=about("Rows on a page.", 50))
 
 

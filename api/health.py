@@ -7,6 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from flask import Blueprint, Response, current_app
+from werkzeug.sansio.response import Response as BareResponse
 
 from api.database import session
 from api.errors import answer
@@ -19,13 +20,13 @@ _head = cache(head_revision)
 
 
 @blueprint.get("/healthz")
-def alive() -> Response:
+def alive() -> BareResponse:
     """The process answers."""
     return _json({"status": "ok"})
 
 
 @blueprint.get("/readyz")
-def ready() -> Response:
+def ready() -> BareResponse:
     """The database answers and has the schema that this code was written for."""
     try:
         revision = session.scalar(sa.text("SELECT version_num FROM alembic_version"))
@@ -43,5 +44,5 @@ def metrics() -> Response:
     return Response(body, content_type=content_type)
 
 
-def _json(body: dict[str, Any]) -> Response:
+def _json(body: dict[str, Any]) -> BareResponse:
     return current_app.json.response(body)

@@ -106,7 +106,9 @@ class MailingInput(_MailingFields):
 class MailingReplacement(MailingInput):
     """A mailing as it is to be."""
 
-    state = choice(*STATES, metadata=about("May only be what it is: see `start`, `pause`, `resume`, `cancel`.", "draft"))
+    state = choice(
+        *STATES, metadata=about("May only be what it is: see `start`, `pause`, `resume`, `cancel`.", "draft")
+    )
 
 
 class MailingChanges(_MailingFields):
@@ -118,7 +120,9 @@ class MailingChanges(_MailingFields):
     ends_at = Timestamp(metadata=_ENDS)
     filter = fields.Nested(FilterSchema, metadata=_FILTER)
     send_window = fields.Nested(WindowSchema, allow_none=True, metadata=_WINDOW)
-    state = choice(*STATES, metadata=about("May only be what it is: see `start`, `pause`, `resume`, `cancel`.", "draft"))
+    state = choice(
+        *STATES, metadata=about("May only be what it is: see `start`, `pause`, `resume`, `cancel`.", "draft")
+    )
 
 
 class FilterAnswer(Answer):
@@ -285,7 +289,7 @@ class OneMailing(MethodView):
         `filter` and `send_window`, left out, become everyone and any time; `starts_at` and `state` stay. After the
         start only `name`, `ends_at` and `send_window` may differ, after the end only `name`.
         """
-        defaults = {"operator_codes": [], "tags": [], "window_from": None, "window_to": None}
+        defaults: dict[str, Any] = {"operator_codes": [], "tags": [], "window_from": None, "window_to": None}
         return _edit(mailing_id, {**defaults, **values})
 
     @blueprint.arguments(MailingChanges)

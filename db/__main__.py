@@ -92,7 +92,10 @@ def _make_key(engine: sa.Engine, name: str, scope: Scope) -> int:
 
 def _recount(engine: sa.Engine) -> int:
     # One snapshot for both sides, so that it is right while messages are being sent.
-    with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection, Session(connection) as session:
+    with (
+        engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection,
+        Session(connection) as session,
+    ):
         differences = statistics.recount(session)
     for wrong in differences:
         print(f"mailing {wrong.mailing_id}, {wrong.status}: counted {wrong.counted}, there are {wrong.actual}")

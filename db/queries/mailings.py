@@ -87,7 +87,7 @@ def page(session: Session, state: MailingState | None, offset: int, limit: int) 
 
 
 def edit(session: Session, mailing_id: int, changes: Mapping[str, Any], now: datetime) -> Mailing:
-    """Change these columns; the same value is no change. Raise MissingError, ConflictError (too late) or InvalidError."""
+    """Change these columns; raise MissingError, ConflictError (too late for it) or InvalidError."""
     mailing = _locked(session, mailing_id)
     changed = {name: value for name, value in changes.items() if getattr(mailing, name) != value}
     if not changed:
