@@ -250,6 +250,90 @@ class StatusCount(Base):
     __table_args__ = (sa.Index("ix_status_count_mailing_id", "mailing_id", postgresql_include=["status", "amount"]),)
 
 
+class StatusFlow(Base):
+    """How many messages of a mailing came to a status in a minute: fed by the same trigger, for charts and reports.
+
+    `pending` counts the messages written (the audience), `sent` those accepted, and so on; `sending` and returns to
+    `pending` are not counted. Rows are appended, and merged by the dispatcher.
+    """
+
+    __tablename__ = "status_flow"
+
+    id: Mapped[int] = mapped_column(_id, primary_key=True)
+    minute: Mapped[datetime]
+    mailing_id: Mapped[int]
+    status: Mapped[MessageStatus] = mapped_column(_enum(MessageStatus))
+    amount: Mapped[int]
+
+    # Read by period (dashboard, daily report) and by mailing (its page, removal).
+    __table_args__ = (
+        sa.Index("ix_status_flow_minute", "minute", postgresql_include=["mailing_id", "status", "amount"]),
+        sa.Index("ix_status_flow_mailing_id", "mailing_id", "minute"),
+    )
+
+
+class Role(StrEnum):
+    """What a person may do in the admin UI; each includes the ones before."""
+
+    VIEWER = "viewer"  # looks
+    OPERATOR = "operator"  # creates and controls mailings, edits and imports clients
+    ADMIN = "admin"  # users, API keys, settings
+
+
+class UserAccount(Base):
+    """A person who logs in to the admin UI."""
+
+    __tablename__ = "user_account"
+
+    id: Mapped[int] = mapped_column(_id, primary_key=True)
+    email: Mapped[str] = mapped_column(unique=True)  # lower case
+    password_hash: Mapped[str]
+    role: Mapped[Role] = mapped_column(_enum(Role))
+    language: Mapped[str | None]
+    timezone: Mapped[str | None]
+    session_version: Mapped[int] = mapped_column(sa.Integer, server_default="0")  # raised to log out everywhere
+    created_at: Mapped[datetime] = mapped_column(server_default=_now)
+    last_login_at: Mapped[datetime | None]
+    disabled_at: Mapped[datetime | None]
+
+
+class AuditEntry(Base):
+    """Who did what, when, from where; written in the transaction that does it."""
+
+    __tablename__ = "audit_entry"
+
+    id: Mapped[int] = mapped_column(_id, primary_key=True)
+    at: Mapped[datetime] = mapped_column(server_default=_now)
+    actor: Mapped[str]  # "user:1 anna@example.com", "key:3 crm", "system"
+    address: Mapped[str | None]  # IP address
+    action: Mapped[str]  # "mailing.pause"
+    subject: Mapped[str | None]  # "mailing:12"
+    before: Mapped[dict[str, Any] | None]
+    after: Mapped[dict[str, Any] | None]
+
+    __table_args__ = (sa.Index("ix_audit_entry_subject", "subject", "id"),)
+
+
+class ReportDelivery(Base):
+    """A report for one recipient: the row, not the scheduler, decides that it goes out once."""
+
+    __tablename__ = "report_delivery"
+
+    id: Mapped[int] = mapped_column(_id, primary_key=True)
+    kind: Mapped[str]  # "daily", "weekly", "alert:<kind>"
+    period: Mapped[str]  # "2026-11-22", "2026-W47", or the hour of an alert
+    recipient: Mapped[str]
+    state: Mapped[str]  # "pending", "sending", "sent", "failed"
+    attempts: Mapped[int] = mapped_column(sa.Integer, server_default="0")
+    next_attempt_at: Mapped[datetime | None]
+    lease_until: Mapped[datetime | None]
+    sent_at: Mapped[datetime | None]
+    last_error: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=_now)
+
+    __table_args__ = (sa.UniqueConstraint("kind", "period", "recipient"),)
+
+
 class ApiKey(Base):
     """A bearer key; only its SHA-256 is kept (the key itself has 256 bits of entropy, so no slow hash is needed)."""
 

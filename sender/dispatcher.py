@@ -342,6 +342,7 @@ class Dispatcher:
             self._publish(IMPORTS_QUEUE, IMPORT_CLIENTS, import_id)
 
     def _tidy(self) -> None:
+        self._commit(audience.merge_flow)
         self._commit(processes.forget_silent)
         self._commit(gateway.forget_old_tallies)
         for mailing_id in self._commit(audience.running):

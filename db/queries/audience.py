@@ -266,7 +266,8 @@ def remove_chunk(session: Session, mailing_id: int) -> bool:
         sa.text("SELECT EXISTS (SELECT FROM message WHERE mailing_id = :mailing_id)"), {"mailing_id": mailing_id}
     )
     if not left:
-        session.execute(sa.text("DELETE FROM status_count WHERE mailing_id = :id"), {"id": mailing_id})
+        for table in ("status_count", "status_flow"):
+            session.execute(sa.text(f"DELETE FROM {table} WHERE mailing_id = :id"), {"id": mailing_id})
         session.execute(sa.text("DELETE FROM mailing WHERE id = :id"), {"id": mailing_id})
     return False
 
@@ -287,6 +288,27 @@ _MERGE = sa.text("""
 def merge_counts(session: Session, tolerated: int = 20) -> None:
     """Merge the counter rows of mailings that have more than a few, so that reading their sums stays cheap."""
     session.execute(_MERGE, {"tolerated": tolerated})
+
+
+_MERGE_FLOW = sa.text("""
+    WITH gone AS (
+        DELETE FROM status_flow USING (
+            SELECT minute, mailing_id, status FROM status_flow
+            WHERE minute >= now() - interval '1 hour' AND minute < date_trunc('minute', now())
+            GROUP BY 1, 2, 3 HAVING count(*) > 1
+        ) AS crowded
+        WHERE status_flow.minute = crowded.minute AND status_flow.mailing_id = crowded.mailing_id
+          AND status_flow.status = crowded.status
+        RETURNING status_flow.minute, status_flow.mailing_id, status_flow.status, amount
+    )
+    INSERT INTO status_flow (minute, mailing_id, status, amount)
+    SELECT minute, mailing_id, status, sum(amount) FROM gone GROUP BY 1, 2, 3
+""")
+
+
+def merge_flow(session: Session) -> None:
+    """Merge the flow of the minutes that are over to one row per minute, mailing and status."""
+    session.execute(_MERGE_FLOW)
 
 
 def _rowcount(result: Any) -> int:
