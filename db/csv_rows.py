@@ -16,6 +16,8 @@ from typing import NamedTuple
 DELIMITERS = (",", ";", "\t")
 # A longer row, or a longer line, is no list of clients; without a bound one could fill the memory.
 MAX_ROW_CHARACTERS = 256 * 1024
+# Blank ones count as well: reading is what costs.
+MAX_ROWS = 10_000_000
 # Every broken row of several lines is read again from its second line on: this bounds the work.
 MAX_UNCLOSED_QUOTES = 1000
 PHONE_COLUMN = "phone"
@@ -60,7 +62,9 @@ class Table:
 
     def rows(self) -> Iterator[Row]:
         """The rows below the header, without those that have no value at all."""
-        for row in self._rows:
+        for number, row in enumerate(self._rows):
+            if number >= MAX_ROWS:
+                raise UnreadableFileError(f"The file has more than {MAX_ROWS} rows: split it and import the parts.")
             if any(cell and not cell.isspace() for cell in row.cells):
                 yield row
 
@@ -185,13 +189,9 @@ def _with_end(blocks: Iterable[bytes]) -> Iterator[bytes]:
 def _why_undecodable(error: UnicodeDecodeError, rest: str, line: int) -> str:
     before = rest + error.object[: error.start].decode("utf-8-sig", "replace")
     line += len(re.findall(r"\r\n|\r|\n", before))
-    # The line in question as Windows-1251: mostly Cyrillic letters beyond ASCII mean that it is exactly that.
-    tail = re.split(rb"[\r\n]", error.object[error.start : error.start + 1000], maxsplit=1)[0].decode(
-        "cp1251", "replace"
-    )
-    foreign = [character for character in tail if not character.isascii()]
-    cyrillic = sum("А" <= character <= "я" for character in foreign)
-    looks = ", it looks like Windows-1251" if cyrillic > len(foreign) / 2 else ""
+    # Read as Windows-1251 the place in question has Cyrillic letters side by side: it is hardly anything else.
+    cyrillic = re.match(r"[А-яЁё]{2}", error.object[error.start : error.start + 2].decode("cp1251", "replace"))
+    looks = ", it looks like Windows-1251" if cyrillic else ""
     return f"The file is not UTF-8 (line {line}){looks}: save it as CSV UTF-8."
 
 
