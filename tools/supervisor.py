@@ -9,6 +9,7 @@ import dataclasses
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -213,8 +214,10 @@ class Supervisor:
             )
             services.append(Watched(simulator, partial(answers, f"{self.access['gateway']}/healthz")))
         services.append(Watched(self._process("api", "api"), partial(answers, f"{self.access['api']}/readyz")))
-        services.append(Watched(self._process("dispatcher", "sender", "dispatcher")))
-        services.append(Watched(self._process("worker", "sender", "worker")))
+        services.append(
+            Watched(self._process("dispatcher", "sender", "dispatcher"), partial(self._beats, "dispatcher"))
+        )
+        services.append(Watched(self._process("worker", "sender", "worker"), partial(self._beats, "sender")))
         if "admin" in self.access:
             services.append(
                 Watched(self._process("admin", "admin"), partial(answers, f"{self.access['admin']}/readyz"))
@@ -231,6 +234,10 @@ class Supervisor:
             cwd=ROOT,
             log=self.local.logs / f"{name}.log",
         )
+
+    def _beats(self, kind: str) -> bool:
+        check = [sys.executable, "-m", "sender.health", kind]
+        return subprocess.run(check, cwd=ROOT, env=self.env, capture_output=True, check=False).returncode == 0
 
     def _await_health(self, watched: Watched) -> None:
         child = watched.child

@@ -47,6 +47,19 @@ def capacity(session: Session) -> int:
     )
 
 
+def is_beating(session: Session, prefix: str) -> bool:
+    """Return True if a process whose id begins like this has been heard lately."""
+    return bool(
+        session.scalar(
+            sa.text(
+                "SELECT EXISTS (SELECT FROM process"
+                " WHERE starts_with(id, :prefix) AND heartbeat_at > now() - make_interval(secs => :silent))"
+            ),
+            {"prefix": prefix, "silent": SILENT_AFTER_SECONDS},
+        )
+    )
+
+
 def hold_lead(session: Session, role: str, holder: str, lease_seconds: float) -> bool:
     """Take or prolong the lead; False while another holds it."""
     won = session.scalar(
