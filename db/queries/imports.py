@@ -231,7 +231,7 @@ def _known_codes(session: Session, numbers: Sequence[str]) -> dict[str, str]:
         .where(Client.phone.in_(numbers))
         .with_for_update(read=True, key_share=True)
     )
-    return dict(session.execute(statement).tuples().all())
+    return dict(session.execute(statement).all())
 
 
 _CREATE_INCOMING = sa.text("""
