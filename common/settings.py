@@ -108,9 +108,7 @@ def load() -> Settings:
         admin_port=_read("ADMIN_PORT", env.int, 8001, validate=Range(min=1, max=65535)),
         metrics_port=_read("METRICS_PORT", env.int, 0, validate=Range(min=0, max=65535)),
         sender_processes=_read("SENDER_PROCESSES", env.int, 2, validate=Range(min=1, max=64)),
-        log_level=_read(
-            "LOG_LEVEL", env.str, "INFO", validate=OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])
-        ),
+        log_level=_read("LOG_LEVEL", env.str, "INFO", validate=OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])),
         log_format=_read("LOG_FORMAT", env.str, "json", validate=OneOf(["json", "console"])),
         admin_email=_read("ADMIN_EMAIL", env.str, None),
         admin_password=_read("ADMIN_PASSWORD", env.str, None),
@@ -148,5 +146,5 @@ def settings() -> Settings:
 
 def exit_with(error: SettingsError) -> NoReturn:
     """End the process with the one clear line that the operator needs."""
-    print(f"configuration error: {error}", file=sys.stderr)
+    sys.stderr.write(f"configuration error: {error}\n")
     raise SystemExit(2)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import datetime, time
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
@@ -26,7 +26,7 @@ class Base(DeclarativeBase):
     """Declarative base: plain `int` is bigint, `str` is text, `datetime` always carries a zone."""
 
     metadata = sa.MetaData(naming_convention=NAMING_CONVENTION)
-    type_annotation_map = {
+    type_annotation_map: ClassVar = {
         int: sa.BigInteger(),
         str: sa.Text(),
         datetime: sa.DateTime(timezone=True),
@@ -139,7 +139,7 @@ class Mailing(Base):
     materialised_through: Mapped[int] = mapped_column(server_default="0")
     materialised_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
-    # The window was edited after the start: the dispatcher sets the waiting messages' times anew from this client id on.
+    # The window was edited after the start: the dispatcher sets the times of waiting messages anew from this client on.
     rescheduled_through: Mapped[int | None]
     # Set by DELETE: hidden from everyone at once, removed by the dispatcher in the background.
     deleted_at: Mapped[datetime | None]
@@ -162,7 +162,7 @@ class Mailing(Base):
 
 
 class Message(Base):
-    """One client's copy of a mailing. No foreign keys: they cost 7 s per million rows, and history outlives a client."""
+    """One client's copy of a mailing. No foreign keys: they cost 7 s per million rows, and it outlives a client."""
 
     __tablename__ = "message"
 
@@ -429,7 +429,9 @@ class Gateway(Base):
     reason: Mapped[str | None]
     changed_at: Mapped[datetime] = mapped_column(server_default=_now)
     probe_at: Mapped[datetime | None]  # when the next probe may go; set exactly while open or blocked
-    pace: Mapped[float | None] = mapped_column(sa.Double)  # messages/s after the gateway asked to slow down; None = full
+    pace: Mapped[float | None] = mapped_column(
+        sa.Double
+    )  # messages/s after the gateway asked to slow down; None = full
     paced_at: Mapped[datetime] = mapped_column(server_default=_now)  # when the pace was last lowered or raised
     next_slot_at: Mapped[datetime] = mapped_column(server_default=_now)  # the rate limit: when the next message may go
 

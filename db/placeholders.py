@@ -9,7 +9,7 @@ from typing import Any
 _PLACEHOLDER = re.compile(r"\{([^{}|\n]+)(?:\|([^{}]*))?\}")
 
 
-class MissingAttribute(Exception):
+class MissingAttributeError(Exception):
     """The client lacks an attribute that the text names without a fallback; `name` is the attribute."""
 
     def __init__(self, name: str) -> None:
@@ -23,7 +23,7 @@ def names(text: str) -> list[str]:
 
 
 def fill(text: str, attributes: Mapping[str, Any]) -> str:
-    """Return the text for one client; raise MissingAttribute. An empty attribute counts as lacking."""
+    """Return the text for one client; raise MissingAttributeError. An empty attribute counts as lacking."""
 
     def value(match: re.Match[str]) -> str:
         name = match[1].strip()
@@ -31,7 +31,7 @@ def fill(text: str, attributes: Mapping[str, Any]) -> str:
         if found is not None and found != "":
             return str(found)
         if match[2] is None:
-            raise MissingAttribute(name)
+            raise MissingAttributeError(name)
         return match[2]
 
     return _PLACEHOLDER.sub(value, text) if "{" in text else text

@@ -14,7 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
 from db.models import MessageStatus
-from db.placeholders import MissingAttribute, fill
+from db.placeholders import MissingAttributeError, fill
 from db.queries import batches, gateway
 from db.queries.batches import Outcome, TakenBatch
 from db.windows import Window
@@ -34,7 +34,7 @@ SEND_BATCH = "send_batch"
 RECORD_PAUSES_SECONDS = (0.1, 2.0)
 
 
-class GivenUp(Exception):
+class GivenUpError(Exception):
     """The process ends and the database is still away: leases will run out, nothing is lost."""
 
 
@@ -60,7 +60,7 @@ class BatchSender:
 
     def declare(self) -> None:
         """Register the actor with the process's broker."""
-        dramatiq.actor(self.send_batch, actor_name=SEND_BATCH, queue_name=BATCHES_QUEUE)
+        dramatiq.actor(actor_name=SEND_BATCH, queue_name=BATCHES_QUEUE)(self.send_batch)
 
     def give_up(self) -> None:
         """Stop waiting for a database that is away."""
@@ -72,9 +72,13 @@ class BatchSender:
         batch = self._in_transaction(lambda session: batches.take(session, batch_id, self._process_id))
         if batch is None:
             return  # Finished, swept, or in another worker's hands.
-        terms = Terms(batch.ends_at, Window(*batch.window) if batch.window else None, batch.is_probe, self._max_attempts)
+        terms = Terms(
+            batch.ends_at, Window(*batch.window) if batch.window else None, batch.is_probe, self._max_attempts
+        )
         calls, unsent = self._prepare(batch)
-        delivery = Delivery(batch, terms, calls, self._clock, batches.TAKEN_LEASE_SECONDS - (time.monotonic() - taken_at))
+        delivery = Delivery(
+            batch, terms, calls, self._clock, batches.TAKEN_LEASE_SECONDS - (time.monotonic() - taken_at)
+        )
         if not self._keeper.gateway_closed and not batch.is_probe:
             delivery.stop()  # Released just before the breaker opened.
         self._keeper.add(delivery)
@@ -104,7 +108,7 @@ class BatchSender:
             else:
                 try:
                     text = fill(batch.text, recipient.attributes or {})
-                except MissingAttribute as missing:
+                except MissingAttributeError as missing:
                     reason = f"missing_placeholder:{missing.name}"
                     unsent.append(unsendable(recipient, MessageStatus.FAILED, reason, now))
                 else:
@@ -148,7 +152,7 @@ class BatchSender:
         """Run and commit; while the database is away, wait for it: results in hand must not be lost.
 
         Every statement here is guarded by the batch, so repeating a transaction whose commit was cut off does no harm.
-        Raises GivenUp when the process ends meanwhile.
+        Raises GivenUpError when the process ends meanwhile.
         """
         pause, longest = RECORD_PAUSES_SECONDS
         while True:
@@ -157,7 +161,7 @@ class BatchSender:
                     return work(session)
             except (OperationalError, InterfaceError, InternalError, PoolTimeout) as error:
                 if self._giving_up:
-                    raise GivenUp from error
+                    raise GivenUpError from error
                 log.warning("database_away", error=type(error).__name__)
                 time.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(pause * 2, longest)

@@ -69,23 +69,26 @@ _ACCEPTED = Judgement(Verdict.ACCEPTED)
 
 def judge(answer: Answer) -> Judgement:
     """Classify an answer. Never raises, whatever the gateway sent."""
-    spoken = answer.http_status is not None and answer.http_status >= 300  # A status that needs no body to be clear.
-    if answer.fault is not None and not spoken:
+    status = answer.http_status
+    # A status beyond 2xx is clear without its body, whatever became of that.
+    if status is not None and status >= 300:
+        return _judge_status(status, answer.retry_after)
+    if answer.fault is not None:
         return Judgement(Verdict.UNKNOWN if answer.fault in AMBIGUOUS_FAULTS else Verdict.TROUBLE, answer.fault.value)
-    status = answer.http_status or 0
-    if 200 <= status < 300:
-        return _judge_success(answer.body)
+    return _judge_success(answer.body)
+
+
+def _judge_status(status: int, retry_after: float | None) -> Judgement:
     reason = f"http_{status}"
     if status in REFUSING_STATUSES:
         return Judgement(Verdict.REFUSED, reason)
     if status in BLOCKING_STATUSES:
         return Judgement(Verdict.BLOCKED, reason)
-    if status == 429 or (status == 503 and answer.retry_after is not None):
+    if status == 429 or (status == 503 and retry_after is not None):
         return Judgement(Verdict.DEFERRED, reason)
-    if 300 <= status < 400:
-        return Judgement(Verdict.TROUBLE, "redirect")
-    # 5xx, and the 4xx that say nothing of this message (405, 408, 425, ...): worth another attempt.
-    return Judgement(Verdict.TROUBLE, reason)
+    # 5xx, redirects (not followed: the token is for the configured address), and the 4xx that say nothing of this
+    # message (405, 408, 425, ...): worth another attempt.
+    return Judgement(Verdict.TROUBLE, "redirect" if status < 400 else reason)
 
 
 def _judge_success(body: bytes) -> Judgement:

@@ -1,7 +1,7 @@
 """The Dramatiq broker, with the library's faults that concern us closed.
 
-Dramatiq runs without its Retries middleware: a retry that it cannot publish would be lost with its message acknowledged,
-and a delayed one sits unacknowledged in a worker's memory. What is to be tried again, and when, is in PostgreSQL.
+Dramatiq runs without its Retries middleware: a retry that it cannot publish would be lost, its message acknowledged,
+and a delayed one sits unacknowledged in memory. What is to be tried again, and when, is in PostgreSQL.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _PATIENCE = {
 class SafeConsumer(_RabbitmqConsumer):
     """Acknowledges a message only on the channel that delivered it.
 
-    Delivery tags start at 1 on every channel. A job that outlives a lost connection would acknowledge, on the new channel,
+    Delivery tags start at 1 on every channel. A job that outlives a lost connection would acknowledge, on the new one,
     whichever message bears its old tag: that message would be lost. Unacknowledged ones are delivered again anyway.
     """
 
     def __next__(self) -> Any:
-        message = super().__next__()
+        message = super().__next__()  # type: ignore[no-untyped-call]
         if message is not None:
             message.delivered_by = self
         return message
@@ -41,12 +41,12 @@ class SafeConsumer(_RabbitmqConsumer):
     def ack(self, message: Any) -> None:
         """Acknowledge, unless the message came over an older channel."""
         if message.delivered_by is self:
-            super().ack(message)
+            super().ack(message)  # type: ignore[no-untyped-call]
 
     def nack(self, message: Any) -> None:
         """Reject, unless the message came over an older channel."""
         if message.delivered_by is self:
-            super().nack(message)
+            super().nack(message)  # type: ignore[no-untyped-call]
 
 
 class SafeRabbitmqBroker(RabbitmqBroker):

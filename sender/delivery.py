@@ -58,7 +58,9 @@ Result = Called | Skipped
 class Delivery:
     """The calls of one batch. The client's loop takes from it, the actor's thread reads the results."""
 
-    def __init__(self, batch: TakenBatch, terms: Terms, calls: list[Call], clock: DatabaseClock, lease_seconds: float) -> None:
+    def __init__(
+        self, batch: TakenBatch, terms: Terms, calls: list[Call], clock: DatabaseClock, lease_seconds: float
+    ) -> None:
         self.batch_id = batch.id
         self.mailing_id = batch.mailing_id
         self.terms = terms

@@ -12,6 +12,7 @@ import select
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import psycopg2
@@ -42,7 +43,7 @@ POLL_SECONDS = 0.5
 BREAKER_SECONDS = 0.1
 # Of all places for batches, what one mailing may hold: one whose calls all hang leaves room for the others.
 MAILING_SHARE = 0.75
-# After the database or this dispatcher was away, workers get this long to record what they hold before leases are swept.
+# After the database or this dispatcher was away, workers get this long to record what they hold before the sweep.
 SWEEP_GRACE_SECONDS = 5.0
 TIDY_SECONDS = 10.0
 # Under a rate limit no more is released than so many seconds' worth, so that the next mailing need not wait long.
@@ -210,7 +211,7 @@ class Dispatcher:
     def _publish(self, queue: str, actor: str, number: int) -> bool:
         try:
             publish(self._broker, queue, actor, number)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             # Not only Dramatiq's and pika's errors: a hung handshake and a failing name look-up raise their own.
             log.warning("broker_away", error=type(error).__name__)
             del self._broker.connection
@@ -301,7 +302,7 @@ class Dispatcher:
         more |= self._settle()
         more |= self._commit(audience.reschedule_chunk)
         for mailing_id in self._commit(audience.deleted):
-            more |= self._commit(lambda session, m=mailing_id: audience.remove_chunk(session, m))
+            more |= self._commit(partial(audience.remove_chunk, mailing_id=mailing_id))
         if time.monotonic() >= self._sweep_from:
             swept = self._commit(batches.sweep)
             if swept:
@@ -320,7 +321,7 @@ class Dispatcher:
         """A chunk of every mailing that is being written: none waits for another's million."""
         more = False
         for mailing_id in self._commit(audience.unmaterialised):
-            if self._commit(lambda session, m=mailing_id: audience.materialise_chunk(session, m)):
+            if self._commit(partial(audience.materialise_chunk, mailing_id=mailing_id)):
                 more = True
             else:
                 log.info("mailing_materialised", mailing_id=mailing_id)
@@ -330,7 +331,7 @@ class Dispatcher:
     def _settle(self) -> bool:
         more = False
         for mailing_id in self._commit(audience.ended_with_waiting):
-            settled = self._commit(lambda session, m=mailing_id: audience.settle_chunk(session, m))
+            settled = self._commit(partial(audience.settle_chunk, mailing_id=mailing_id))
             if settled:
                 log.info("messages_settled", mailing_id=mailing_id, messages=settled)
             more |= settled > 0
@@ -346,13 +347,14 @@ class Dispatcher:
         self._commit(processes.forget_silent)
         self._commit(gateway.forget_old_tallies)
         for mailing_id in self._commit(audience.running):
-            orphans = self._commit(lambda session, m=mailing_id: batches.sweep_orphans(session, m))
+            orphans = self._commit(partial(batches.sweep_orphans, mailing_id=mailing_id))
             if orphans:
                 log.error("orphans_found", mailing_id=mailing_id, messages=orphans)
 
 
 def run(settings: Settings) -> None:
     """Run a dispatcher until SIGTERM or SIGINT."""
-    assert settings.database_url and settings.amqp_url
+    assert settings.database_url
+    assert settings.amqp_url
     engine = make_engine(settings.database_url, "mailings dispatcher", pool_size=5, statement_timeout_seconds=60)
     Dispatcher(engine, connect(settings.amqp_url), settings.gateway_rate_limit or None).run(stop_signal())

@@ -7,6 +7,7 @@ cost of a call does not grow with the number in flight, and file descriptors may
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import ssl
@@ -290,7 +291,8 @@ class GatewayClient:
 
     def _finish(self, slot: _Slot, error: int | None) -> None:
         call, delivery = slot.call, slot.delivery
-        assert call is not None and delivery is not None
+        assert call is not None
+        assert delivery is not None
         answer = _read_answer(slot, error)
         self._multi.remove_handle(slot.handle)
         slot.call = slot.delivery = None
@@ -300,7 +302,7 @@ class GatewayClient:
         self._watch(delivery.mailing_id, judgement)
 
     def _watch(self, mailing_id: int, judgement: Judgement) -> None:
-        """Stop by itself when nothing works any more: the dispatcher's breaker needs a second, a thousand calls a blink."""
+        """Stop by itself when nothing works any more: the breaker needs a second, a thousand calls a blink."""
         if judgement.verdict is Verdict.BLOCKED:
             self._trip()
             return
@@ -323,10 +325,8 @@ class GatewayClient:
 
     def _on_socket(self, what: int, descriptor: int, _multi: pycurl.CurlMulti, _data: object) -> None:
         if what == pycurl.POLL_REMOVE:
-            try:
+            with contextlib.suppress(OSError):  # libcurl may have closed it already
                 self._epoll.unregister(descriptor)
-            except OSError:
-                pass  # libcurl has closed it already
             return
         events = {
             pycurl.POLL_IN: select.EPOLLIN,

@@ -33,7 +33,12 @@ class Terms:
 
 
 def after_answer(
-    recipient: Recipient, answer: Answer, judgement: Judgement, terms: Terms, now: datetime, wait_seconds: float | None = None
+    recipient: Recipient,
+    answer: Answer,
+    judgement: Judgement,
+    terms: Terms,
+    now: datetime,
+    wait_seconds: float | None = None,
 ) -> Outcome:
     """What becomes of a message after a call; `wait_seconds` overrides the back-off in tests."""
     if judgement.verdict is Verdict.ACCEPTED:

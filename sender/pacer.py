@@ -24,9 +24,9 @@ STALE_SECONDS = 0.03
 class Pacer:
     """Hands out the moments at which calls may start. `rate` is in messages per second, None = no limit."""
 
-    def __init__(self, sessions: sessionmaker[Session], wake: Callable[[], None]) -> None:
+    def __init__(self, sessions: sessionmaker[Session]) -> None:
         self._sessions = sessions
-        self._wake = wake
+        self.wake: Callable[[], None] = lambda: None  # called when there are new slots
         self.rate: float | None = None
         self._slots: deque[float] = deque()  # monotonic times
         self._wanted = threading.Event()
@@ -86,4 +86,4 @@ class Pacer:
             first = gateway.lease_slots(session, count, rate)
         start = time.monotonic() + first
         self._slots.extend(start + index / rate for index in range(count))
-        self._wake()
+        self.wake()

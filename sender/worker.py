@@ -62,15 +62,20 @@ def run_batches(settings: Settings) -> None:
     """Send batches until told to stop; then finish what is on the wire and return the rest."""
     stopping = stop_signal()
     _allow_many_connections()
-    assert settings.database_url and settings.amqp_url and settings.gateway_url
+    assert settings.database_url
+    assert settings.amqp_url
+    assert settings.gateway_url
     name = process_name("sender")
-    engine = make_engine(settings.database_url, "mailings sender", DATABASE_CONNECTIONS + 2, statement_timeout_seconds=15)
+    engine = make_engine(
+        settings.database_url, "mailings sender", DATABASE_CONNECTIONS + 2, statement_timeout_seconds=15
+    )
     sessions = sessionmaker(engine, expire_on_commit=False)
     clock = DatabaseClock()
-    pacer = Pacer(sessions, lambda: client.wake())
+    pacer = Pacer(sessions)
     client = GatewayClient(
         settings.gateway_url, settings.gateway_token, settings.gateway_timeout, settings.gateway_concurrency, pacer
     )
+    pacer.wake = client.wake
     keeper = Keeper(engine, name, BATCH_THREADS, clock, pacer, settings.gateway_rate_limit or None, client.wake)
     broker = connect(settings.amqp_url)
     sender = BatchSender(sessions, name, client, keeper, clock, settings.gateway_max_attempts)
@@ -99,7 +104,8 @@ def run_batches(settings: Settings) -> None:
 def run_imports(settings: Settings) -> None:
     """Import files until told to stop; then finish the group of rows at hand."""
     stopping = stop_signal()
-    assert settings.database_url and settings.amqp_url
+    assert settings.database_url
+    assert settings.amqp_url
     name = process_name("importer")
     engine = make_engine(settings.database_url, "mailings importer", 2, statement_timeout_seconds=60)
     broker = connect(settings.amqp_url)

@@ -37,12 +37,13 @@ def start_due(session: Session) -> list[int]:
 
 def next_start(session: Session) -> float | None:
     """Seconds until the next scheduled mailing starts; None if there is none."""
-    return session.scalar(
+    seconds: float | None = session.scalar(
         sa.text(
             "SELECT extract(epoch FROM min(starts_at) - now())::float FROM mailing"
             " WHERE state = 'scheduled' AND deleted_at IS NULL"
         )
     )
+    return seconds
 
 
 def running(session: Session) -> list[int]:
@@ -200,7 +201,9 @@ def ended_with_waiting(session: Session) -> list[int]:
 _SETTLE = sa.text("""
     UPDATE message SET next_attempt_at = NULL,
         status = CASE WHEN mailing.state = 'cancelled' THEN 'cancelled' ELSE 'expired' END,
-        last_error = coalesce(message.last_error, CASE WHEN mailing.state = 'cancelled' THEN 'cancelled' ELSE 'ended' END)
+        last_error = coalesce(
+            message.last_error, CASE WHEN mailing.state = 'cancelled' THEN 'cancelled' ELSE 'ended' END
+        )
     FROM mailing
     WHERE mailing.id = :mailing_id AND (mailing.state = 'cancelled' OR mailing.ends_at <= now())
       AND message.id IN (

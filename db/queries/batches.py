@@ -1,6 +1,6 @@
 """Batches of released messages: release, take, record, give back, sweep.
 
-All times here are the database's (`now()`): dispatcher and workers on machines with different clocks must agree on leases.
+All times here are the database's (`now()`): machines with different clocks must agree on leases.
 Every change of a message is guarded by the batch it is in, so a late or doubled worker cannot overwrite a newer state.
 """
 
@@ -67,7 +67,7 @@ class Outcome:
 def outstanding(session: Session) -> dict[int, int]:
     """The number of batches released and not yet finished, by mailing."""
     rows = session.execute(sa.text("SELECT mailing_id, count(*) FROM batch GROUP BY mailing_id"))
-    return {mailing_id: count for mailing_id, count in rows}
+    return {row[0]: row[1] for row in rows}
 
 
 _RELEASE = sa.text("""
@@ -84,14 +84,15 @@ _RELEASE = sa.text("""
         RETURNING message.id
     )
     INSERT INTO batch (id, mailing_id, message_ids, lease_until, is_probe)
-    SELECT name.batch_id, :mailing_id, (SELECT array_agg(id) FROM claimed), now() + make_interval(secs => :lease), :is_probe
+    SELECT name.batch_id, :mailing_id, (SELECT array_agg(id) FROM claimed), now() + make_interval(secs => :lease),
+           :is_probe
     FROM name
     RETURNING id, cardinality(message_ids)
 """)
 
 
 def release(session: Session, mailing_id: int, size: int, *, is_probe: bool = False) -> tuple[int, int] | None:
-    """Put up to `size` due messages of a running mailing into a new batch: its id and size, or None if nothing is due."""
+    """Put up to `size` due messages of a running mailing into a new batch: its id and size; None if nothing is due."""
     row = session.execute(
         _RELEASE, {"mailing_id": mailing_id, "size": size, "lease": UNTAKEN_LEASE_SECONDS, "is_probe": is_probe}
     ).one_or_none()
@@ -101,7 +102,8 @@ def release(session: Session, mailing_id: int, size: int, *, is_probe: bool = Fa
 _TAKE = sa.text("""
     UPDATE batch SET worker_id = :worker_id, lease_until = now() + make_interval(secs => :lease)
     FROM mailing
-    WHERE batch.id = :batch_id AND batch.worker_id IS NULL AND batch.lease_until > now() AND mailing.id = batch.mailing_id
+    WHERE batch.id = :batch_id AND batch.worker_id IS NULL AND batch.lease_until > now()
+      AND mailing.id = batch.mailing_id
     RETURNING batch.mailing_id, batch.message_ids, batch.is_probe, mailing.text, mailing.ends_at, mailing.window_from,
               mailing.window_to
 """)
@@ -259,9 +261,7 @@ _RENEW = sa.text("""
 
 def renew(session: Session, worker_id: str, batch_ids: Sequence[int]) -> dict[int, Standing]:
     """Prolong this worker's leases; a batch missing from the answer is lost, and its messages are another's."""
-    rows = session.execute(
-        _RENEW, {"ids": list(batch_ids), "worker_id": worker_id, "lease": TAKEN_LEASE_SECONDS}
-    )
+    rows = session.execute(_RENEW, {"ids": list(batch_ids), "worker_id": worker_id, "lease": TAKEN_LEASE_SECONDS})
     return {row[0]: Standing(row[1], row[2]) for row in rows}
 
 
@@ -287,9 +287,7 @@ def sweep(session: Session, limit: int = 50) -> int:
     total = 0
     for batch_id, ids, worker_id in session.execute(_LOST, {"limit": limit}).all():
         counted = worker_id is not None
-        reclaimed = list(
-            session.scalars(_RECLAIM, {"ids": ids, "batch_id": batch_id, "counted": int(counted)})
-        )
+        reclaimed = list(session.scalars(_RECLAIM, {"ids": ids, "batch_id": batch_id, "counted": int(counted)}))
         if counted:
             lost = [
                 Outcome(message_id, MessageStatus.PENDING, True, outcome="lost", reason="worker_lost")

@@ -7,13 +7,14 @@ Revises: 0001
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
-revision = '0002'
-down_revision = '0001'
+
+revision = "0002"
+down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-# As before, and every arrival at a status goes to `status_flow` with its minute. A mailing's audience is what was inserted,
-# whatever its first status; `sending` is a passage, and a return to `pending` is no news.
+# As before, and every arrival at a status goes to `status_flow` with its minute. A mailing's audience is what was
+# inserted, whatever its first status; `sending` is a passage, and a return to `pending` is no news.
 COUNT_FUNCTION = """
 CREATE OR REPLACE FUNCTION count_message_statuses() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -75,56 +76,86 @@ END $$
 
 
 def upgrade() -> None:
-    op.create_table('audit_entry',
-    sa.Column('id', sa.BigInteger(), sa.Identity(always=False), nullable=False),
-    sa.Column('at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
-    sa.Column('actor', sa.Text(), nullable=False),
-    sa.Column('address', sa.Text(), nullable=True),
-    sa.Column('action', sa.Text(), nullable=False),
-    sa.Column('subject', sa.Text(), nullable=True),
-    sa.Column('before', postgresql.JSONB(astext_type=sa.Text()), nullable=True),
-    sa.Column('after', postgresql.JSONB(astext_type=sa.Text()), nullable=True),
-    sa.PrimaryKeyConstraint('id', name=op.f('pk_audit_entry'))
+    op.create_table(
+        "audit_entry",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("actor", sa.Text(), nullable=False),
+        sa.Column("address", sa.Text(), nullable=True),
+        sa.Column("action", sa.Text(), nullable=False),
+        sa.Column("subject", sa.Text(), nullable=True),
+        sa.Column("before", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
+        sa.Column("after", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_audit_entry")),
     )
-    op.create_index('ix_audit_entry_subject', 'audit_entry', ['subject', 'id'], unique=False)
-    op.create_table('report_delivery',
-    sa.Column('id', sa.BigInteger(), sa.Identity(always=False), nullable=False),
-    sa.Column('kind', sa.Text(), nullable=False),
-    sa.Column('period', sa.Text(), nullable=False),
-    sa.Column('recipient', sa.Text(), nullable=False),
-    sa.Column('state', sa.Text(), nullable=False),
-    sa.Column('attempts', sa.Integer(), server_default='0', nullable=False),
-    sa.Column('next_attempt_at', sa.DateTime(timezone=True), nullable=True),
-    sa.Column('lease_until', sa.DateTime(timezone=True), nullable=True),
-    sa.Column('sent_at', sa.DateTime(timezone=True), nullable=True),
-    sa.Column('last_error', sa.Text(), nullable=True),
-    sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
-    sa.PrimaryKeyConstraint('id', name=op.f('pk_report_delivery')),
-    sa.UniqueConstraint('kind', 'period', 'recipient', name=op.f('uq_report_delivery_kind_period_recipient'))
+    op.create_index("ix_audit_entry_subject", "audit_entry", ["subject", "id"], unique=False)
+    op.create_table(
+        "report_delivery",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("period", sa.Text(), nullable=False),
+        sa.Column("recipient", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("attempts", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("next_attempt_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("sent_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("last_error", sa.Text(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_report_delivery")),
+        sa.UniqueConstraint("kind", "period", "recipient", name=op.f("uq_report_delivery_kind_period_recipient")),
     )
-    op.create_table('status_flow',
-    sa.Column('id', sa.BigInteger(), sa.Identity(always=False), nullable=False),
-    sa.Column('minute', sa.DateTime(timezone=True), nullable=False),
-    sa.Column('mailing_id', sa.BigInteger(), nullable=False),
-    sa.Column('status', sa.Enum('pending', 'sending', 'sent', 'delivered', 'failed', 'expired', 'cancelled', name='messagestatus', native_enum=False, create_constraint=True, length=16), nullable=False),
-    sa.Column('amount', sa.BigInteger(), nullable=False),
-    sa.PrimaryKeyConstraint('id', name=op.f('pk_status_flow'))
+    op.create_table(
+        "status_flow",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("minute", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("mailing_id", sa.BigInteger(), nullable=False),
+        sa.Column(
+            "status",
+            sa.Enum(
+                "pending",
+                "sending",
+                "sent",
+                "delivered",
+                "failed",
+                "expired",
+                "cancelled",
+                name="messagestatus",
+                native_enum=False,
+                create_constraint=True,
+                length=16,
+            ),
+            nullable=False,
+        ),
+        sa.Column("amount", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_status_flow")),
     )
-    op.create_index('ix_status_flow_mailing_id', 'status_flow', ['mailing_id', 'minute'], unique=False)
-    op.create_index('ix_status_flow_minute', 'status_flow', ['minute'], unique=False, postgresql_include=['mailing_id', 'status', 'amount'])
-    op.create_table('user_account',
-    sa.Column('id', sa.BigInteger(), sa.Identity(always=False), nullable=False),
-    sa.Column('email', sa.Text(), nullable=False),
-    sa.Column('password_hash', sa.Text(), nullable=False),
-    sa.Column('role', sa.Enum('viewer', 'operator', 'admin', name='role', native_enum=False, create_constraint=True, length=16), nullable=False),
-    sa.Column('language', sa.Text(), nullable=True),
-    sa.Column('timezone', sa.Text(), nullable=True),
-    sa.Column('session_version', sa.Integer(), server_default='0', nullable=False),
-    sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
-    sa.Column('last_login_at', sa.DateTime(timezone=True), nullable=True),
-    sa.Column('disabled_at', sa.DateTime(timezone=True), nullable=True),
-    sa.PrimaryKeyConstraint('id', name=op.f('pk_user_account')),
-    sa.UniqueConstraint('email', name=op.f('uq_user_account_email'))
+    op.create_index("ix_status_flow_mailing_id", "status_flow", ["mailing_id", "minute"], unique=False)
+    op.create_index(
+        "ix_status_flow_minute",
+        "status_flow",
+        ["minute"],
+        unique=False,
+        postgresql_include=["mailing_id", "status", "amount"],
+    )
+    op.create_table(
+        "user_account",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("email", sa.Text(), nullable=False),
+        sa.Column("password_hash", sa.Text(), nullable=False),
+        sa.Column(
+            "role",
+            sa.Enum("viewer", "operator", "admin", name="role", native_enum=False, create_constraint=True, length=16),
+            nullable=False,
+        ),
+        sa.Column("language", sa.Text(), nullable=True),
+        sa.Column("timezone", sa.Text(), nullable=True),
+        sa.Column("session_version", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("last_login_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("disabled_at", sa.DateTime(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_user_account")),
+        sa.UniqueConstraint("email", name=op.f("uq_user_account_email")),
     )
     op.execute(COUNT_FUNCTION)
     op.execute(
@@ -135,10 +166,12 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.execute(PREVIOUS_COUNT_FUNCTION)
-    op.drop_table('user_account')
-    op.drop_index('ix_status_flow_minute', table_name='status_flow', postgresql_include=['mailing_id', 'status', 'amount'])
-    op.drop_index('ix_status_flow_mailing_id', table_name='status_flow')
-    op.drop_table('status_flow')
-    op.drop_table('report_delivery')
-    op.drop_index('ix_audit_entry_subject', table_name='audit_entry')
-    op.drop_table('audit_entry')
+    op.drop_table("user_account")
+    op.drop_index(
+        "ix_status_flow_minute", table_name="status_flow", postgresql_include=["mailing_id", "status", "amount"]
+    )
+    op.drop_index("ix_status_flow_mailing_id", table_name="status_flow")
+    op.drop_table("status_flow")
+    op.drop_table("report_delivery")
+    op.drop_index("ix_audit_entry_subject", table_name="audit_entry")
+    op.drop_table("audit_entry")
