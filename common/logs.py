@@ -15,8 +15,14 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 def configure(level: str, log_format: str, service: str) -> None:
     """Send this process's logs, the libraries' included, to standard output as JSON lines or readable text."""
+
+    def name_service(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        event["service"] = service  # Not bound as a context variable: other threads would not have it.
+        return event
+
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        name_service,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _describe_error,
@@ -32,7 +38,6 @@ def configure(level: str, log_format: str, service: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.bind_contextvars(service=service)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

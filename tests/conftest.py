@@ -1,0 +1,81 @@
+"""A private PostgreSQL for the whole run, and a database of its own for every test that asks for one."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from db.engine import make_engine, normalise_url
+from db.migrate import upgrade
+from tools.servers import PostgreSQL
+
+
+@pytest.fixture(scope="session")
+def postgresql_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.URL]:
+    """A server where tests may create databases: TEST_DATABASE_URL, or one of our own without disk writes."""
+    if given := os.environ.get("TEST_DATABASE_URL"):
+        yield normalise_url(given)
+        return
+    with PostgreSQL(tmp_path_factory.mktemp("postgresql"), without_disks=True) as server:
+        yield normalise_url(server.url("postgres"))
+        server.stop()
+        server.remove()
+
+
+@pytest.fixture(scope="session")
+def template_database(postgresql_url: sa.URL) -> Iterator[str]:
+    """The name of a migrated, empty database to copy."""
+    name = f"template_{uuid.uuid4().hex[:12]}"
+    _administer(postgresql_url, f"CREATE DATABASE {name}")
+    upgrade(_url(postgresql_url, name))
+    yield name
+    _administer(postgresql_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def database_url(postgresql_url: sa.URL, template_database: str) -> Iterator[str]:
+    """An empty database that only this test sees."""
+    yield from _copy(postgresql_url, template_database)
+
+
+@pytest.fixture(scope="session")
+def shared_database_url(postgresql_url: sa.URL, template_database: str) -> Iterator[str]:
+    """A database for tests that clean up by themselves and would be slowed by one each."""
+    yield from _copy(postgresql_url, template_database)
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[sa.Engine]:
+    """Connections to the test's database, enough for tests about races."""
+    made = make_engine(database_url, "mailings tests", pool_size=10)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def session(engine: sa.Engine) -> Iterator[Session]:
+    """A session on the test's database; the test commits."""
+    with Session(engine) as opened:
+        yield opened
+
+
+def _copy(server: sa.URL, template: str) -> Iterator[str]:
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    _administer(server, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield _url(server, name)
+    _administer(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _url(server: sa.URL, database: str) -> str:
+    return server.set(database=database).render_as_string(hide_password=False)
+
+
+def _administer(server: sa.URL, statement: str) -> None:
+    engine = sa.create_engine(server, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        connection.execute(sa.text(statement))

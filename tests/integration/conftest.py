@@ -1,0 +1,92 @@
+"""The API in this process, on one database that is emptied before every test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy.orm import Session
+from werkzeug.test import TestResponse
+
+from api.app import create_app
+from db.engine import make_engine
+from db.models import Base, Scope
+from db.queries import api_keys
+from tests.factories import settings_for
+
+FULL_KEY = "test-full-key"
+RECEIPTS_KEY = "test-receipts-key"
+# Filled by migrations or by the fixture itself.
+_KEPT_TABLES = {"gateway", "api_key"}
+
+
+class Api:
+    """Calls with a key; paths are relative to `/api/v1`."""
+
+    def __init__(self, http: FlaskClient, key: str | None) -> None:
+        self.http = http
+        self.key = key
+
+    def call(self, method: str, path: str, **options: Any) -> TestResponse:
+        """One request."""
+        headers = dict(options.pop("headers", {}))
+        if self.key is not None:
+            headers.setdefault("Authorization", f"Bearer {self.key}")
+        return self.http.open(f"/api/v1{path}", method=method, headers=headers, **options)
+
+    def get(self, path: str, **options: Any) -> TestResponse:
+        """GET."""
+        return self.call("GET", path, **options)
+
+    def post(self, path: str, body: Any = None, **options: Any) -> TestResponse:
+        """POST, as JSON when there is a body."""
+        return self.call("POST", path, **({} if body is None else {"json": body}), **options)
+
+    def put(self, path: str, body: Any) -> TestResponse:
+        """PUT."""
+        return self.call("PUT", path, json=body)
+
+    def patch(self, path: str, body: Any) -> TestResponse:
+        """PATCH."""
+        return self.call("PATCH", path, json=body)
+
+    def delete(self, path: str) -> TestResponse:
+        """DELETE."""
+        return self.call("DELETE", path)
+
+
+@pytest.fixture(scope="session")
+def api_engine(shared_database_url: str) -> Iterator[sa.Engine]:
+    """The API's database, seen from beside it."""
+    engine = make_engine(shared_database_url, "mailings tests", pool_size=10)
+    with Session(engine) as session, session.begin():
+        api_keys.create(session, "full", Scope.FULL, FULL_KEY)
+        api_keys.create(session, "receipts", Scope.RECEIPTS, RECEIPTS_KEY)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def app(shared_database_url: str, api_engine: sa.Engine) -> Flask:  # noqa: ARG001  # The keys have to be there.
+    """The application."""
+    return create_app(settings_for(shared_database_url))
+
+
+@pytest.fixture
+def api_session(api_engine: sa.Engine) -> Iterator[Session]:
+    """A session on the API's database, which is empty when the test begins."""
+    tables = ", ".join(table for table in Base.metadata.tables if table not in _KEPT_TABLES)
+    with api_engine.begin() as connection:
+        connection.execute(sa.text(f"TRUNCATE {tables} RESTART IDENTITY"))
+    with Session(api_engine, expire_on_commit=False) as session:
+        yield session
+
+
+@pytest.fixture
+def api(app: Flask, api_session: Session) -> Api:  # noqa: ARG001  # It empties the database.
+    """The API, called with a key that may do everything."""
+    return Api(app.test_client(), FULL_KEY)
