@@ -113,7 +113,11 @@ class Client(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=_now)
     updated_at: Mapped[datetime] = mapped_column(server_default=_now)
 
-    __table_args__ = (sa.CheckConstraint("phone ~ '^[+][1-9][0-9]{6,14}$'", name="phone_e164"),)
+    __table_args__ = (
+        sa.CheckConstraint("phone ~ '^[+][1-9][0-9]{6,14}$'", name="phone_e164"),
+        # Read by `queries.directory` and `queries.previews`: everyone with a tag.
+        sa.Index("ix_client_tags", "tags", postgresql_using="gin"),
+    )
 
 
 class Mailing(Base):
@@ -145,6 +149,8 @@ class Mailing(Base):
     deleted_at: Mapped[datetime | None]
     idempotency_key: Mapped[str | None] = mapped_column(unique=True)
     idempotency_digest: Mapped[str | None]
+    # Made to try a text on one number: its only message was written with it, the filter means nothing.
+    is_test: Mapped[bool] = mapped_column(server_default=sa.false())
 
     __table_args__ = (
         sa.CheckConstraint("ends_at > starts_at", name="ends_after_start"),
@@ -188,6 +194,14 @@ class Message(Base):
         ),
         # Read by `queries.messages.page` (filter by status) and by the sweeps that cancel, expire and delete.
         sa.Index("ix_message_mailing_status", "mailing_id", "status", "id"),
+        # Read by `queries.messages.page` (filter by reason) and `queries.failures`: few messages fail.
+        sa.Index(
+            "ix_message_failed_reason",
+            "mailing_id",
+            "last_error",
+            "id",
+            postgresql_where=sa.text("status = 'failed'"),
+        ),
     )
 
 
@@ -311,7 +325,28 @@ class AuditEntry(Base):
     before: Mapped[dict[str, Any] | None]
     after: Mapped[dict[str, Any] | None]
 
-    __table_args__ = (sa.Index("ix_audit_entry_subject", "subject", "id"),)
+    # Read by `queries.audit.page`, each with its filter.
+    __table_args__ = (
+        sa.Index("ix_audit_entry_subject", "subject", "id"),
+        sa.Index("ix_audit_entry_actor", "actor", "id"),
+        sa.Index("ix_audit_entry_action", "action", "id"),
+    )
+
+
+class LoginAttempt(Base):
+    """A log-in that is being checked or that failed; too many of them close an account or an address for a while."""
+
+    __tablename__ = "login_attempt"
+
+    id: Mapped[int] = mapped_column(_id, primary_key=True)
+    at: Mapped[datetime] = mapped_column(server_default=_now)
+    account: Mapped[str]  # the e-mail address as given, lower case; whether it exists or not
+    address: Mapped[str]  # IP address
+
+    __table_args__ = (
+        sa.Index("ix_login_attempt_account", "account", "at"),
+        sa.Index("ix_login_attempt_address", "address", "at"),
+    )
 
 
 class ReportDelivery(Base):
@@ -451,3 +486,5 @@ class GatewayTally(Base):
     slowed: Mapped[int] = mapped_column(server_default="0")  # 429, 503 with Retry-After
     blocked: Mapped[int] = mapped_column(server_default="0")  # 401, 403
     reason: Mapped[str | None]  # of the last that was not well
+    # How long the answers took: a count for each of `queries.gateway.TIMING_BOUNDS`, and one for what took longer.
+    timings: Mapped[list[int]] = mapped_column(server_default="{}")
