@@ -26,6 +26,7 @@ class Local:
     """The directory of one native instance."""
 
     path: Path
+    env_file: Path
 
     @property
     def logs(self) -> Path:

@@ -43,7 +43,7 @@ def launch_supervisor(local: Local) -> None:
     """Start the supervisor in the background and return when it holds its lock or has ended."""
     with supervisor_log(local).open("ab") as log:
         supervisor = subprocess.Popen(
-            [sys.executable, "-m", "tools.supervisor", str(local.path)],
+            [sys.executable, "-m", "tools.supervisor", str(local.path), str(local.env_file)],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -103,7 +103,12 @@ def logs(local: Local) -> int:
 def status(local: Local) -> int:
     """Print every process with its pid and how often it had to be started again; return 1 when nothing runs."""
     if not is_running(local):
-        print("Mailings is not running.")
+        orphans = len(local.members())
+        print(
+            "Mailings is not running."
+            if not orphans
+            else f"The supervisor was killed, {orphans} processes run: make up"
+        )
         return 1
     state = read_json(local.state)
     print(f"Mailings is {state['phase']}.\n")
@@ -169,8 +174,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.native", description=__doc__)
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("--directory", type=Path, default=ROOT / ".local", help="where logs and data are kept")
+    parser.add_argument("--env-file", type=Path, default=ROOT / ".env", help="settings below those of the environment")
     options = parser.parse_args()
-    return COMMANDS[options.command](Local(options.directory.absolute()))
+    return COMMANDS[options.command](Local(options.directory.absolute(), options.env_file.absolute()))
 
 
 if __name__ == "__main__":

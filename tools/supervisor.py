@@ -292,7 +292,7 @@ def raise_open_files_limit() -> None:
 
 def run(local: Local) -> int:
     """Supervise until told to stop; return 1 when the start failed."""
-    env = configuration(os.environ, ROOT / ".env") | {MARK: str(local.path), "PYTHONUNBUFFERED": "1"}
+    env = configuration(os.environ, local.env_file) | {MARK: str(local.path), "PYTHONUNBUFFERED": "1"}
     os.environ[MARK] = env[MARK]
     end(local.members(), grace=15.0)  # left by a supervisor that was killed
     supervisor = Supervisor(local, env)
@@ -319,7 +319,7 @@ def run(local: Local) -> int:
 
 def main() -> int:
     """Run in the directory named on the command line, unless another supervisor does."""
-    local = Local(Path(sys.argv[1]))
+    local = Local(Path(sys.argv[1]), Path(sys.argv[2]))
     local.create()
     raise_open_files_limit()
     with Lock(local.lock) as lock:
