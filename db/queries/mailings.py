@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from db.models import Client, Mailing, MailingState, Message, MessageStatus
+from db.queries import audit
 from db.queries.notifications import notify_work
 from db.refusals import ConflictError, InvalidError, MissingError
 
@@ -53,6 +54,7 @@ def create(
     mailing = session.scalar(statement)
     if mailing is None:  # Somebody else was faster with the same key, and has committed: the insert waited for that.
         return create(session, values, now, idempotency_key, digest)
+    audit.record(session, "mailing.create", _subject(mailing.id), after=values)
     notify_work(session)
     return mailing, True
 
@@ -95,6 +97,7 @@ def edit(session: Session, mailing_id: int, changes: Mapping[str, Any], now: dat
     _check_editable(mailing, changed)
     if changed.keys() & {"starts_at", "ends_at"}:
         _check_times(changed.get("starts_at", mailing.starts_at), changed.get("ends_at", mailing.ends_at), now)
+    audit.record(session, "mailing.change", _subject(mailing_id), *audit.changes(mailing, changed))
     for name, value in changed.items():
         setattr(mailing, name, value)
     if mailing.started_at is not None and changed.keys() & {"window_from", "window_to"}:
@@ -115,6 +118,7 @@ def control(session: Session, mailing_id: int, action: str, now: datetime) -> Ma
         sa.update(Mailing).where(*conditions).values(**_effect(action, now), updated_at=now).returning(Mailing)
     )
     if mailing is not None:
+        audit.record(session, f"mailing.{action}", _subject(mailing_id), after={"state": mailing.state})
         notify_work(session)
         return mailing
     found = get(session, mailing_id)
@@ -146,11 +150,13 @@ def delete(session: Session, mailing_id: int, now: datetime) -> None:
             state=sa.case((ended, Mailing.state), else_=MailingState.CANCELLED),
             finished_at=sa.func.coalesce(Mailing.finished_at, now),
         )
-        .returning(Mailing.id)
+        .returning(Mailing.name)
         .execution_options(synchronize_session=False)
     )
-    if session.execute(statement).scalar() is None:
+    name = session.execute(statement).scalar()
+    if name is None:
         raise MissingError("no such mailing")
+    audit.record(session, "mailing.delete", _subject(mailing_id), before={"name": name})
     notify_work(session)
 
 
@@ -170,7 +176,7 @@ def retry_failed(
     session.execute(sa.text("SET LOCAL statement_timeout = '300s'"))
     reachable = sa.exists().where(Client.id == Message.client_id, Client.opted_out_at.is_(None))
     conditions = [Message.mailing_id == mailing_id, Message.status == MessageStatus.FAILED, reachable]
-    if reasons:
+    if reasons is not None:
         conditions.append(Message.last_error.in_(reasons))
     retried: int = session.execute(  # type: ignore[attr-defined]
         sa.update(Message)
@@ -179,6 +185,8 @@ def retry_failed(
         .execution_options(synchronize_session=False)
     ).rowcount
     if retried:
+        details = {"retried": retried, **({"reasons": list(reasons)} if reasons else {})}
+        audit.record(session, "mailing.retry_failed", _subject(mailing_id), after=details)
         if mailing.state is MailingState.COMPLETED:
             mailing.state, mailing.finished_at = MailingState.RUNNING, None
         if mailing.window_from is not None:
@@ -187,6 +195,10 @@ def retry_failed(
         session.flush()
         notify_work(session)
     return mailing, retried
+
+
+def _subject(mailing_id: int) -> str:
+    return f"mailing:{mailing_id}"
 
 
 def _locked(session: Session, mailing_id: int) -> Mailing:

@@ -1,0 +1,219 @@
+"""`python -m api` and `python -m db` as the operator starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from http.client import HTTPConnection, HTTPResponse
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from db.models import ApiKey, MessageStatus, Scope
+from db.queries import api_keys
+from tests.factories import make_client, make_mailing, make_message
+
+ROOT = Path(__file__).parents[2]
+KEY = "operators-own-key"
+
+
+def _environment(**variables: str) -> dict[str, str]:
+    return {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **variables}
+
+
+def _run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        env=_environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+class Served:
+    """A started API."""
+
+    def __init__(self, port: int, process: subprocess.Popen[str]) -> None:
+        self.port = port
+        self.process = process
+
+    def call(self, method: str, path: str, body: str | None = None) -> tuple[int, str]:
+        """One request with the key."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=10)
+        headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+        connection.request(method, path, body=body, headers=headers)
+        answer: HTTPResponse = connection.getresponse()
+        text = answer.read().decode()
+        connection.close()
+        return answer.status, text
+
+    def stop(self) -> tuple[int, list[dict[str, object]]]:
+        """SIGTERM; the exit status and the log lines."""
+        self.process.send_signal(signal.SIGTERM)
+        output, _ = self.process.communicate(timeout=30)
+        return self.process.returncode, [json.loads(line) for line in output.splitlines()]
+
+
+@pytest.fixture
+def served(database_url: str, engine: sa.Engine) -> Iterator[Served]:
+    """The API of a process of its own."""
+    with Session(engine) as session, session.begin():
+        api_keys.create(session, "test", Scope.FULL, KEY)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "api"],
+        cwd=ROOT,
+        env=_environment(DATABASE_URL=database_url, API_PORT=str(port)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    started = Served(port, process)
+    try:
+        _wait_until_ready(started)
+        yield started
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _wait_until_ready(served: Served) -> None:
+    give_up_at = time.monotonic() + 30
+    while time.monotonic() < give_up_at:
+        assert served.process.poll() is None
+        try:
+            if served.call("GET", "/readyz")[0] == 200:
+                return
+        except OSError:
+            time.sleep(0.05)
+    raise TimeoutError
+
+
+def test_the_api_serves_logs_without_secrets_and_stops_on_sigterm(served: Served, engine: sa.Engine) -> None:
+    client = '{"phone": "+79161234567"}'
+    assert served.call("POST", "/api/v1/client/", client)[0] == 201
+    assert served.call("POST", "/api/v1/client/", client)[0] == 409
+    assert served.call("GET", "/api/v1/client/?phone=79161234567")[0] == 200
+    mailing = '{"name": "Sale", "text": "Secret text", "ends_at": "2099-01-01T00:00:00Z"}'
+    assert served.call("POST", "/api/v1/mailing/", mailing)[0] == 201
+    with engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE client RENAME COLUMN phone TO telephone"))
+    assert served.call("GET", "/api/v1/client/?phone=79161234567")[0] == 500
+
+    status, lines = served.stop()
+
+    assert status == 0
+    requests = [line for line in lines if line["event"] == "request"]
+    assert {line["status"] for line in requests} >= {200, 201, 409, 500}
+    assert all(line["service"] == "api" and line["request_id"] for line in requests)
+    failure = next(line for line in lines if line["event"] == "request_failed")
+    assert "ProgrammingError" in str(failure["exception"])
+    for secret in ("9161234567", "Secret text", KEY):
+        assert secret not in json.dumps(lines)
+
+
+def test_metrics_are_those_of_all_workers_together(served: Served) -> None:
+    for _ in range(40):
+        served.call("GET", "/api/v1/client/")
+
+    _, text = served.call("GET", "/metrics")
+
+    assert 'mailing_api_requests_total{method="GET",route="/api/v1/client/",status="200"} 40.0' in text
+
+
+def test_a_request_that_no_application_sees_is_refused_in_json(served: Served) -> None:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as connection:
+        connection.sendall(b"NONSENSE\r\n\r\n")
+        answer = connection.makefile("rb").read().decode()
+
+    head, _, body = answer.partition("\r\n\r\n")
+    assert head.startswith("HTTP/1.1 400")
+    assert json.loads(body)["code"] == 400
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [({}, "DATABASE_URL"), ({"DATABASE_URL": "postgresql://x/y", "API_PORT": "http"}, "API_PORT")],
+)
+def test_a_wrong_environment_ends_the_start_with_one_line(variables: dict[str, str], named: str) -> None:
+    ended = _run("api", **variables)
+
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"configuration error: {named}")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_upgrade_makes_a_first_key_and_shows_it_once(database_url: str, engine: sa.Engine) -> None:
+    first, again = (_run("db", "upgrade", DATABASE_URL=database_url) for _ in range(2))
+
+    assert (first.returncode, again.returncode) == (0, 0)
+    token = next(line for line in first.stdout.splitlines() if line.startswith("API key")).rpartition(" ")[2]
+    assert "API key" not in again.stdout
+    with Session(engine) as session:
+        key = api_keys.find(session, api_keys.digest_of(token))
+        assert key is not None
+        assert key.scope is Scope.FULL
+        assert token not in (key.digest, key.prefix)
+
+
+def test_upgrade_takes_the_key_it_is_given(database_url: str, engine: sa.Engine) -> None:
+    for _ in range(2):
+        ended = _run("db", "upgrade", DATABASE_URL=database_url, API_KEY=KEY)
+        assert (ended.returncode, KEY in ended.stdout) == (0, False)
+
+    with Session(engine) as session:
+        assert [key.digest for key in session.scalars(sa.select(ApiKey))] == [api_keys.digest_of(KEY)]
+
+
+def test_several_upgrades_at_once_make_one_first_key(database_url: str, engine: sa.Engine) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "db", "upgrade"],
+            cwd=ROOT,
+            env=_environment(DATABASE_URL=database_url),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert sum("API key" in output for output in outputs) == 1
+    with Session(engine) as session:
+        assert len(session.scalars(sa.select(ApiKey)).all()) == 1
+
+
+def test_a_key_is_made_for_receipts(database_url: str, session: Session) -> None:
+    ended = _run("db", "api-key", "gateway", "--scope", "receipts", DATABASE_URL=database_url)
+
+    key = api_keys.find(session, api_keys.digest_of(ended.stdout.strip()))
+    assert key is not None
+    assert (key.name, key.scope) == ("gateway", Scope.RECEIPTS)
+
+
+def test_recount_proves_the_counters_and_finds_a_wrong_one(database_url: str, session: Session) -> None:
+    mailing = make_mailing(session)
+    for status in (MessageStatus.SENT, MessageStatus.FAILED):
+        make_message(session, mailing, make_client(session), status=status)
+    assert _run("db", "recount", DATABASE_URL=database_url).returncode == 0
+
+    session.execute(sa.text("INSERT INTO status_count (mailing_id, status, amount) VALUES (1, 'sent', 1)"))
+    session.commit()
+
+    ended = _run("db", "recount", DATABASE_URL=database_url)
+    assert ended.returncode == 1
+    assert "mailing 1, sent: counted 2, there are 1" in ended.stdout
