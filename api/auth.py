@@ -13,7 +13,7 @@ from webargs.flaskparser import abort
 
 from api.database import database
 from db.models import Scope
-from db.queries import api_keys
+from db.queries import api_keys, audit
 
 OPEN_ENDPOINTS = frozenset(
     {"docs.page", "docs.page_by_api_path", "docs.openapi", "docs.static", "health.alive", "health.ready"}
@@ -31,6 +31,7 @@ class Caller(NamedTuple):
 
     key_id: int
     scope: Scope
+    actor: str  # in the audit log
 
 
 class _KnownKeys:
@@ -63,7 +64,7 @@ def _look_up(digest: str) -> Caller | None:
             return None
         if key.last_used_at is None or key.last_used_at < now - api_keys.USE_RESOLUTION:
             api_keys.touch(session, key.id, now)
-        return Caller(key.id, key.scope)
+        return Caller(key.id, key.scope, api_keys.name_actor(key))
 
 
 def protect(app: Flask) -> None:
@@ -86,6 +87,7 @@ def protect(app: Flask) -> None:
         if caller.scope is not Scope.FULL and request.blueprint != RECEIPT_BLUEPRINT:
             abort(403, message=f"a key of the scope '{caller.scope}' may not do this")
         g.caller = caller
+        audit.act_as(database.session(), caller.actor, request.remote_addr)
 
 
 def _bearer_token() -> str | None:

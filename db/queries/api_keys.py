@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -11,6 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from db.models import ApiKey, Scope
+from db.queries import audit
 
 USE_RESOLUTION = timedelta(minutes=1)
 
@@ -34,7 +36,21 @@ def create(session: Session, name: str, scope: Scope, token: str) -> bool:
         .on_conflict_do_nothing(index_elements=[ApiKey.digest])
         .returning(ApiKey.id)
     )
-    return session.execute(statement).scalar() is not None
+    key_id = session.execute(statement).scalar()
+    if key_id is None:
+        return False
+    audit.record(session, "api_key.create", _subject(key_id), after={"name": name, "scope": scope})
+    return True
+
+
+def everyone(session: Session) -> Sequence[ApiKey]:
+    """All keys, newest first, those that were revoked included."""
+    return session.scalars(sa.select(ApiKey).order_by(ApiKey.id.desc())).all()
+
+
+def name_actor(key: ApiKey) -> str:
+    """How the audit log calls the holder of this key."""
+    return f"key:{key.id} {key.name}"
 
 
 def exist(session: Session) -> bool:
@@ -62,6 +78,14 @@ def revoke(session: Session, key_id: int, now: datetime) -> bool:
         sa.update(ApiKey)
         .where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None))
         .values(revoked_at=now)
-        .returning(ApiKey.id)
+        .returning(ApiKey.name)
     )
-    return result.scalar() is not None
+    name = result.scalar()
+    if name is None:
+        return False
+    audit.record(session, "api_key.revoke", _subject(key_id), before={"name": name})
+    return True
+
+
+def _subject(key_id: int) -> str:
+    return f"api_key:{key_id}"

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from db import phones
 from db.models import ACTIVE_STATES, Client, Mailing, Message, MessageStatus
+from db.queries import audit
 from db.queries.notifications import notify_withdrawn
 from db.refusals import ConflictError, InvalidError, MissingError
 
@@ -32,6 +33,7 @@ def create(session: Session, values: Mapping[str, Any], now: datetime) -> Client
     client = session.scalar(statement)
     if client is None:
         raise ConflictError(_PHONE_TAKEN, field="phone")
+    audit.record(session, "client.create", _subject(client.id), after=dict(values))
     return client
 
 
@@ -68,6 +70,7 @@ def edit(session: Session, client_id: int, changes: Mapping[str, Any], now: date
         raise MissingError("no such client")
     opts_out = client.opted_out_at is None and changes.get("opted_out_at") is not None
     changes = _with_operator_code(client, changes)
+    was, will_be = audit.changes(client, changes)
     for name, value in changes.items():
         setattr(client, name, value)
     if session.is_modified(client):
@@ -78,6 +81,8 @@ def edit(session: Session, client_id: int, changes: Mapping[str, Any], now: date
         raise ConflictError(_PHONE_TAKEN, field="phone") from error
     if opts_out:
         _withdraw(session, client_id, OPTED_OUT)
+    if will_be:
+        audit.record(session, "client.change", _subject(client_id), was, will_be)
     return client
 
 
@@ -86,6 +91,12 @@ def delete(session: Session, client_id: int) -> None:
     if session.execute(sa.delete(Client).where(Client.id == client_id).returning(Client.id)).scalar() is None:
         raise MissingError("no such client")
     _withdraw(session, client_id, CLIENT_DELETED)
+    audit.forget(session, _subject(client_id))
+    audit.record(session, "client.delete", _subject(client_id))
+
+
+def _subject(client_id: int) -> str:
+    return f"client:{client_id}"
 
 
 def _withdraw(session: Session, client_id: int, reason: str) -> None:

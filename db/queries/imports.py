@@ -18,6 +18,7 @@ from db.client_rows import Group, ImportedClient, Layout, ReadRows, RejectedRow
 from db.csv_rows import Table, UnreadableFileError
 from db.models import Client, ImportChunk, ImportJob, ImportState
 from db.models import RejectedRow as RejectedRowTable
+from db.queries import audit
 from db.queries.notifications import notify_work
 
 LEASE = timedelta(seconds=60)
@@ -43,6 +44,7 @@ def create(session: Session, blocks: Iterable[bytes]) -> ImportJob:
     job.total = sum(1 for _ in table.rows())
     if not job.total:
         raise UnreadableFileError("The file has a header, but no row below it.")
+    audit.record(session, "import.create", f"import:{job.id}", after={"rows": job.total, "columns": job.columns})
     notify_work(session)
     session.flush()
     session.refresh(job)
