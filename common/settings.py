@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import sys
 import zoneinfo
 from collections.abc import Callable
@@ -14,6 +15,10 @@ from urllib.parse import urlsplit
 
 from environs import EnvError, FileAwareEnv
 from marshmallow.validate import OneOf, Range
+
+_COMMA_OUTSIDE_QUOTES = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')
+_ADDRESS = r"""[^@\s<>(),;:"\[\]\\]+@[^@\s<>(),;:"\[\]\\.]+(?:\.[^@\s<>(),;:"\[\]\\.]+)*"""
+_MAIL_ADDRESS = re.compile(rf'(?:(?P<name>"[^"<>]*"\s*|[^"<>]*)<(?P<named>{_ADDRESS})>|(?P<bare>{_ADDRESS}))')
 
 
 class SettingsError(Exception):
@@ -51,11 +56,16 @@ class Settings:
     email_port: int
     email_host_user: str | None
     email_host_password: str | None
-    email_use_tls: bool
+    email_use_tls: bool  # STARTTLS
+    email_use_ssl: bool  # TLS from the first byte
+    email_timeout: float  # seconds for one step of the conversation with the server
     email_from: str | None
-    report_recipients: tuple[str, ...]
+    report_recipients: tuple[str, ...]  # each "anna@example.com" or "Anna <anna@example.com>"
     report_time: time
     report_timezone: str
+    report_weekly: bool
+    report_language: str
+    admin_url: str | None  # where people reach the admin pages, for links in mails
 
     def require(self, *names: str) -> Settings:
         """Return self; raise SettingsError naming the first of these settings that was not given."""
@@ -84,9 +94,37 @@ def _http_url(value: str | None) -> str | None:
 
 def _clock_time(value: str) -> time:
     try:
-        return time.fromisoformat(value)
+        clock = time.fromisoformat(value)
     except ValueError as error:
         raise EnvError(f"{value!r} is not a time of day such as 07:30") from error
+    if clock.tzinfo is not None:
+        raise EnvError("the time zone of a time of day has a variable of its own")
+    return clock
+
+
+def mail_addresses(value: str) -> tuple[str, ...]:
+    """Split a list such as `Anna <anna@example.com>, ben@example.com`; raise EnvError for anything else."""
+    items = [item.strip() for item in _COMMA_OUTSIDE_QUOTES.split(value) if item.strip()]
+    # The first of several that differ only in name or case: nobody gets a mail twice.
+    found = {split_mail_address(item)[1].casefold(): item for item in reversed(items)}
+    return tuple(reversed(found.values()))
+
+
+def split_mail_address(text: str) -> tuple[str, str]:
+    """The name (maybe empty) and the address of `"Anna, CEO" <anna@example.com>`; raise EnvError for anything else."""
+    match = _MAIL_ADDRESS.fullmatch(text)
+    if match is None or not text.isprintable():
+        raise EnvError("must be e-mail addresses separated by commas")
+    return (match["name"] or "").strip().strip('"'), match["named"] or match["bare"]
+
+
+def _sender(value: str | None) -> str | None:
+    if value is None:
+        return None
+    found = mail_addresses(value)
+    if len(found) != 1:
+        raise EnvError("must be one e-mail address")
+    return found[0]
 
 
 def load() -> Settings:
@@ -117,10 +155,15 @@ def load() -> Settings:
         email_host_user=_read("EMAIL_HOST_USER", env.str, None),
         email_host_password=_read("EMAIL_HOST_PASSWORD", env.str, None),
         email_use_tls=_read("EMAIL_USE_TLS", env.bool, False),
-        email_from=_read("EMAIL_FROM", env.str, None),
-        report_recipients=tuple(name.strip() for name in _read("REPORT_RECIPIENTS", env.list, ())),
+        email_use_ssl=_read("EMAIL_USE_SSL", env.bool, False),
+        email_timeout=_read("EMAIL_TIMEOUT", env.float, 10.0, validate=Range(min=0.1, max=120)),
+        email_from=_read("EMAIL_FROM", env.str, None, check=_sender),
+        report_recipients=_read("REPORT_RECIPIENTS", env.str, "", check=mail_addresses),
         report_time=_read("REPORT_TIME", env.str, "07:30", check=_clock_time),
         report_timezone=_read("REPORT_TIMEZONE", env.str, "Europe/Moscow", check=_timezone),
+        report_weekly=_read("REPORT_WEEKLY", env.bool, False),
+        report_language=_read("REPORT_LANGUAGE", env.str, "en", validate=OneOf(["en", "ru"])),
+        admin_url=_read("ADMIN_URL", env.str, None, check=_http_url),
     )
 
 
