@@ -267,8 +267,9 @@ class StatusCount(Base):
 class StatusFlow(Base):
     """How many messages of a mailing came to a status in a minute: fed by the same trigger, for charts and reports.
 
-    `pending` counts the messages written (the audience), `sent` those accepted, and so on; `sending` and returns to
-    `pending` are not counted. Rows are appended, and merged by the dispatcher.
+    `pending` counts the messages written (the audience), `sent` those accepted (also when the delivery receipt was the
+    first we heard of that), and so on; `sending` and returns to `pending` are not counted. Rows are appended, and
+    merged by the dispatcher.
     """
 
     __tablename__ = "status_flow"
@@ -349,16 +350,25 @@ class LoginAttempt(Base):
     )
 
 
+class DeliveryState(StrEnum):
+    """Where a mail of the reporter stands; a crash leaves `sending`, and when its lease is over it is tried again."""
+
+    PENDING = "pending"  # due at `next_attempt_at`
+    SENDING = "sending"  # a reporter works on it until `lease_until`
+    SENT = "sent"  # the server took it
+    FAILED = "failed"  # given up
+
+
 class ReportDelivery(Base):
-    """A report for one recipient: the row, not the scheduler, decides that it goes out once."""
+    """A report or alert for one recipient: the row, not the scheduler, decides that it goes out once."""
 
     __tablename__ = "report_delivery"
 
     id: Mapped[int] = mapped_column(_id, primary_key=True)
     kind: Mapped[str]  # "daily", "weekly", "alert:<kind>"
     period: Mapped[str]  # "2026-11-22", "2026-W47", or the hour of an alert
-    recipient: Mapped[str]
-    state: Mapped[str]  # "pending", "sending", "sent", "failed"
+    recipient: Mapped[str]  # the address alone, without a name
+    state: Mapped[DeliveryState] = mapped_column(_enum(DeliveryState))
     attempts: Mapped[int] = mapped_column(sa.Integer, server_default="0")
     next_attempt_at: Mapped[datetime | None]
     lease_until: Mapped[datetime | None]
@@ -366,7 +376,21 @@ class ReportDelivery(Base):
     last_error: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=_now)
 
-    __table_args__ = (sa.UniqueConstraint("kind", "period", "recipient"),)
+    __table_args__ = (
+        sa.UniqueConstraint("kind", "period", "recipient"),
+        sa.CheckConstraint("(next_attempt_at IS NOT NULL) = (state = 'pending')", name="pending_is_due"),
+        sa.CheckConstraint("(lease_until IS NOT NULL) = (state = 'sending')", name="sending_has_lease"),
+        sa.CheckConstraint("(sent_at IS NOT NULL) = (state = 'sent')", name="sent_has_time"),
+    )
+
+
+class ReportRecipient(Base):
+    """Since when somebody gets reports: nobody is sent those that became due before."""
+
+    __tablename__ = "report_recipient"
+
+    recipient: Mapped[str] = mapped_column(primary_key=True)
+    since: Mapped[datetime]
 
 
 class ApiKey(Base):

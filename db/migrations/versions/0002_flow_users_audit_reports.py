@@ -14,7 +14,8 @@ branch_labels = None
 depends_on = None
 
 # As before, and every arrival at a status goes to `status_flow` with its minute. A mailing's audience is what was
-# inserted, whatever its first status; `sending` is a passage, and a return to `pending` is no news.
+# inserted, whatever its first status; `sending` is a passage, and a return to `pending` is no news. A message that
+# becomes `delivered` without having been `sent` was accepted too: arrivals at `sent` are those at either of the two.
 COUNT_FUNCTION = """
 CREATE OR REPLACE FUNCTION count_message_statuses() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -27,8 +28,11 @@ BEGIN
         INSERT INTO status_flow (minute, mailing_id, status, amount)
         SELECT date_trunc('minute', now()), mailing_id, 'pending', sum(amount) FROM change GROUP BY mailing_id
         UNION ALL
+        SELECT date_trunc('minute', now()), mailing_id, 'sent', sum(amount) FROM change
+        WHERE status IN ('sent', 'delivered') GROUP BY mailing_id
+        UNION ALL
         SELECT date_trunc('minute', now()), mailing_id, status, amount FROM change
-        WHERE status NOT IN ('pending', 'sending');
+        WHERE status NOT IN ('pending', 'sending', 'sent');
     ELSIF TG_OP = 'DELETE' THEN
         INSERT INTO status_count (mailing_id, status, amount)
         SELECT mailing_id, status, -count(*) FROM old_rows GROUP BY 1, 2;
@@ -43,8 +47,11 @@ BEGIN
             INSERT INTO status_count (mailing_id, status, amount) SELECT mailing_id, status, amount FROM change
         )
         INSERT INTO status_flow (minute, mailing_id, status, amount)
+        SELECT date_trunc('minute', now()), mailing_id, 'sent', sum(amount) FROM change
+        WHERE status IN ('sent', 'delivered') GROUP BY mailing_id HAVING sum(amount) > 0
+        UNION ALL
         SELECT date_trunc('minute', now()), mailing_id, status, amount FROM change
-        WHERE amount > 0 AND status NOT IN ('pending', 'sending');
+        WHERE amount > 0 AND status NOT IN ('pending', 'sending', 'sent');
     ELSE
         DELETE FROM status_count;
     END IF;
@@ -95,15 +102,41 @@ def upgrade() -> None:
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("period", sa.Text(), nullable=False),
         sa.Column("recipient", sa.Text(), nullable=False),
-        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column(
+            "state",
+            sa.Enum(
+                "pending",
+                "sending",
+                "sent",
+                "failed",
+                name="deliverystate",
+                native_enum=False,
+                create_constraint=True,
+                length=16,
+            ),
+            nullable=False,
+        ),
         sa.Column("attempts", sa.Integer(), server_default="0", nullable=False),
         sa.Column("next_attempt_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("sent_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("last_error", sa.Text(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint(
+            "(next_attempt_at IS NOT NULL) = (state = 'pending')", name=op.f("ck_report_delivery_pending_is_due")
+        ),
+        sa.CheckConstraint(
+            "(lease_until IS NOT NULL) = (state = 'sending')", name=op.f("ck_report_delivery_sending_has_lease")
+        ),
+        sa.CheckConstraint("(sent_at IS NOT NULL) = (state = 'sent')", name=op.f("ck_report_delivery_sent_has_time")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_report_delivery")),
         sa.UniqueConstraint("kind", "period", "recipient", name=op.f("uq_report_delivery_kind_period_recipient")),
+    )
+    op.create_table(
+        "report_recipient",
+        sa.Column("recipient", sa.Text(), nullable=False),
+        sa.Column("since", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("recipient", name=op.f("pk_report_recipient")),
     )
     op.create_table(
         "status_flow",
@@ -172,6 +205,7 @@ def downgrade() -> None:
     )
     op.drop_index("ix_status_flow_mailing_id", table_name="status_flow")
     op.drop_table("status_flow")
+    op.drop_table("report_recipient")
     op.drop_table("report_delivery")
     op.drop_index("ix_audit_entry_subject", table_name="audit_entry")
     op.drop_table("audit_entry")
