@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import pika
+import pika  # type: ignore[import-untyped]
 import psycopg2
 import requests
 import sqlalchemy as sa
@@ -34,7 +35,7 @@ from tools.servers import PostgreSQL, RabbitMQ
 ROOT = Path(__file__).resolve().parent.parent
 API_KEY = "system-test-key"
 GATEWAY_TOKEN = "system-test-token"
-# Calls in flight per sending process, and so what a kill -9 of one may repeat. Small, so that the bound means something.
+# Calls in flight per sending process, and so what a kill -9 of one may repeat: few, so that the bound means something.
 CONCURRENCY = 200
 SENDING_PROCESSES = 2
 LATENCY = {"kind": "latency", "milliseconds": 150, "distribution": "lognormal", "max_milliseconds": 2000}
@@ -130,7 +131,9 @@ class Mailing:
             while not self._stopped.wait(POLL_SECONDS):
                 # The database may be away: that is no violation.
                 with contextlib.suppress(requests.RequestException, psycopg2.Error):
-                    answer = self._system.call("GET", f"/message/{self.id}/retrieveMessagesForMailing/?limit=1", http=http)
+                    answer = self._system.call(
+                        "GET", f"/message/{self.id}/retrieveMessagesForMailing/?limit=1", http=http
+                    )
                     if answer.status_code == 200:
                         self._look(answer.json())
 
@@ -267,14 +270,16 @@ class System:
         children = [member for member in family(pid) if _argument(member) == "batches"] if pid else []
         return sorted(children, key=lambda child: (child.started, child.pid))
 
-    def leader(self) -> Process:
-        """The dispatcher that leads."""
+    def leader(self) -> Process | None:
+        """The dispatcher that leads; None between a dead one's lease and its successor's."""
         holder = self.scalar("SELECT holder FROM leader WHERE role = 'dispatcher' AND lease_until > now()")
-        return next(process for process in self.dispatchers if f":{process.pid}:" in str(holder))
+        return next((process for process in self.dispatchers if f":{process.pid}:" in str(holder)), None)
 
     def logged(self, event: str) -> int:
         """How many lines of all our processes' logs have this word."""
-        return sum(process.log.read_text(errors="replace").count(event) for process in self.processes if process.log.exists())
+        return sum(
+            process.log.read_text(errors="replace").count(event) for process in self.processes if process.log.exists()
+        )
 
     # Database, API, broker ----------------------------------------------------------------------------------------
 
@@ -311,13 +316,18 @@ class System:
             timeout=30,
         )
 
+    def get_plain(self, path: str) -> str:
+        """A page of the API's port, such as /metrics."""
+        return self._http.get(f"http://127.0.0.1:{self._api_port}{path}", timeout=30).text
+
     # People and mailings ------------------------------------------------------------------------------------------
 
     def add_clients(self, number: int, operator_code: str = "916") -> None:
         """Fill the directory."""
         self.execute(
             "INSERT INTO client (phone, operator_code, timezone)"
-            " SELECT '+7' || :code || lpad(n::text, 7, '0'), :code, 'Europe/Moscow' FROM generate_series(1, :number) AS n",
+            " SELECT '+7' || :code || lpad(n::text, 7, '0'), :code, 'Europe/Moscow'"
+            " FROM generate_series(1, :number) AS n",
             code=operator_code,
             number=number,
         )
@@ -409,7 +419,8 @@ class System:
         with self.session() as session:
             assert statistics.recount(session) == []
             messages, people = session.execute(
-                sa.text("SELECT count(*), count(DISTINCT client_id) FROM message WHERE mailing_id = :id"), {"id": mailing.id}
+                sa.text("SELECT count(*), count(DISTINCT client_id) FROM message WHERE mailing_id = :id"),
+                {"id": mailing.id},
             ).one()
             assert (messages, people) == (mailing.audience, mailing.audience)
             found = {
@@ -427,7 +438,9 @@ class System:
     def longest_silence(self) -> float:
         """The longest time without an arrival at the gateway, between the first and the last."""
         arrivals = self.simulator.timeline()
-        return round(max((later - earlier for (earlier, _), (later, _) in zip(arrivals, arrivals[1:])), default=0.0), 1)
+        return round(
+            max((later - earlier for (earlier, _), (later, _) in itertools.pairwise(arrivals)), default=0.0), 1
+        )
 
     def rate_between(self, since: float, until: float) -> float:
         """Arrivals per second between two instants of `time.time()`."""

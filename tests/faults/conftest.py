@@ -35,7 +35,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not FIGURES:
         return
     terminalreporter.write_sep("=", "figures")
-    terminalreporter.write_line("| scenario | messages | s | ended as | arrivals | repeats (allowed) | longest silence, s | |")
+    terminalreporter.write_line(
+        "| scenario | messages | s | ended as | arrivals | repeats (allowed) | longest silence, s | |"
+    )
     terminalreporter.write_line("|---|---|---|---|---|---|---|---|")
     for line in FIGURES:
         statuses = ", ".join(f"{count} {status}" for status, count in line.statuses.items())

@@ -1,0 +1,212 @@
+"""The gateway is away, slow, lying, limited, or refuses our token."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from tests.faults.conftest import SystemMaker
+from tests.system import GATEWAY_TOKEN, LATENCY, PATIENCE_SECONDS, System
+from tools.processes import wait_until
+
+HALFWAY = 7_000
+
+# Everything that an answer can be, a small share of each; some of it after the message was accepted all the same.
+LIES: list[dict[str, Any]] = [
+    {"kind": "html"},
+    {"kind": "truncated", "accepted": True},
+    {"kind": "wrong_shape", "body": ["OK"]},
+    {"kind": "wrong_shape", "body": {"code": "0", "message": "OK"}, "accepted": True},
+    {"kind": "wrong_code", "code": 7},
+    {"kind": "empty", "accepted": True},
+    {"kind": "huge", "megabytes": 10},
+    {"kind": "drip", "seconds": 1},
+    {"kind": "reset"},
+    {"kind": "reset", "accepted": True},
+    {"kind": "close", "accepted": True},
+    {"kind": "redirect"},
+    {"kind": "hang", "accepted": True},
+    {"kind": "status", "status": 500, "accepted": True},
+    {"kind": "status", "status": 502, "body": "<h1>Bad gateway</h1>", "content_type": "text/html"},
+    {"kind": "status", "status": 418},
+]
+LIE_REASONS = {
+    "body_too_large",
+    "connection_closed",
+    "connection_reset",
+    "empty_body",
+    "http_418",
+    "http_500",
+    "http_502",
+    "not_json",
+    "redirect",
+    "timeout",
+    "truncated",
+    "wrong_code",
+    "wrong_shape",
+}
+
+
+def test_an_outage_costs_two_attempts_at_most_and_full_speed_is_back_in_ten_seconds(make_system: SystemMaker) -> None:
+    with make_system() as system:
+        mailing = system.start_mailing(30_000)
+        system.wait_for_accepted(HALFWAY)
+        before = system.rate_between(time.time() - 3, time.time())
+        system.simulator.add({"kind": "refuse"})
+        system.wait(lambda: gateway_state(system) == ("open", "connection_refused"), 30)
+        time.sleep(15)
+        returned = time.time()
+        system.simulator.control(LATENCY)
+        time.sleep(13)
+        after = system.rate_between(returned + 10, returned + 12)
+        system.check(
+            mailing,
+            "gateway refuses for 15 s",
+            note=f"{before:.0f}/s before, {after:.0f}/s ten seconds after its return",
+        )
+        # The last one is the attempt that succeeded.
+        assert most_attempts(system) <= 2 + 1
+        assert after > before * 0.6
+
+
+@pytest.mark.faults
+def test_a_gateway_that_answers_too_late_costs_two_attempts_at_most(make_system: SystemMaker) -> None:
+    with make_system(gateway_timeout=2) as system:
+        mailing = system.start_mailing(20_000)
+        system.wait_for_accepted(HALFWAY)
+        system.simulator.add({"kind": "latency", "milliseconds": 5_000})
+        system.wait(lambda: gateway_state(system) == ("open", "timeout"), 30)
+        time.sleep(10)
+        system.simulator.control(LATENCY)
+        # It accepts what it answers too late: those are repeated, under the same ids.
+        system.check(mailing, "gateway answers after our timeout for 10 s", repeats=None)
+        assert most_attempts(system) <= 2 + 1
+
+
+@pytest.mark.faults
+def test_a_slow_gateway_slows_and_nothing_else(make_system: SystemMaker) -> None:
+    with make_system() as system:
+        mailing = system.start_mailing(20_000)
+        system.wait_for_accepted(HALFWAY)
+        system.simulator.add({"kind": "latency", "milliseconds": 3_000, "for_seconds": 12})
+        system.check(mailing, "gateway takes 3 s for each answer for 12 s")
+        assert most_attempts(system) == 1
+
+
+@pytest.mark.faults
+def test_a_lying_gateway_is_asked_again_under_the_same_id(make_system: SystemMaker) -> None:
+    lies = [{**lie, "share": 0.02, "times": 3} for lie in LIES]
+    with make_system(faults=[*lies, LATENCY], gateway_timeout=4) as system:
+        mailing = system.start_mailing(20_000)
+        system.check(mailing, "gateway lies in every known way to a quarter of the calls", repeats=None)
+        assert {
+            row[0] for row in system.rows("SELECT DISTINCT reason FROM attempt WHERE reason IS NOT NULL")
+        } == LIE_REASONS
+        sent_again = system.scalar("SELECT count(*) FROM message WHERE attempts > 1")
+        told = system.scalar("SELECT count(DISTINCT message_id) FROM attempt WHERE outcome = 'sent'")
+        assert sent_again == told > 3_000
+
+
+def test_a_refused_token_blocks_the_gateway_visibly_and_burns_nothing(make_system: SystemMaker) -> None:
+    with make_system() as system:
+        mailing = system.start_mailing(20_000)
+        system.wait_for_accepted(HALFWAY)
+        system.simulator.control(LATENCY, token="another")
+        system.wait(lambda: gateway_state(system) == ("blocked", "http_401"), 30)
+        refused = system.simulator.received()["unauthorized"]
+        assert 'mailing_gateway_state{state="blocked"} 1.0' in metrics(system)
+        assert system.logged('"state":"blocked"') >= 1
+        time.sleep(4)
+        assert system.simulator.received()["unauthorized"] <= refused + 3  # Only probes knock.
+        system.simulator.control(LATENCY, token=GATEWAY_TOKEN)
+        seconds = system.wait(lambda: gateway_state(system) == ("closed", None), 30)
+        system.check(
+            mailing,
+            "gateway refuses our token for 5 s",
+            note=f"{refused} calls were refused; open again after {seconds:.1f} s",
+        )
+        assert most_attempts(system) == 1
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("senders", [1, 3])
+@pytest.mark.parametrize("limit", [200, 1000])
+def test_the_rate_limit_is_held_and_reached(make_system: SystemMaker, limit: int, senders: int) -> None:
+    with make_system(senders=senders, gateway_rate_limit=limit) as system:
+        mailing = system.start_mailing(limit * 20)
+        system.wait_for_end(mailing)
+        arrivals = system.simulator.arrivals()
+        most = system.simulator.received()["max_per_second"]
+        average = (len(arrivals) - 1) / (arrivals[-1] - arrivals[0])
+        system.check(
+            mailing,
+            f"limit of {limit}/s, {senders} sender{'s' if senders > 1 else ''}",
+            note=f"{most} in the fullest second, {average:.0f}/s on average",
+        )
+        assert most <= limit * 1.05
+        assert average >= limit * 0.95
+
+
+@pytest.mark.faults
+def test_a_complaining_gateway_is_spared_and_then_given_full_speed_again(make_system: SystemMaker) -> None:
+    with make_system() as system:
+        mailing = system.start_mailing(20_000)
+        system.wait_for_accepted(4_000)
+        system.simulator.control({"kind": "rate_limit", "per_second": 200}, LATENCY)
+        system.wait(lambda: (pace := system.scalar("SELECT pace FROM gateway")) and pace < 300, 30)
+        time.sleep(12)
+        complaints = system.simulator.received()["by_answer"]["429"]
+        system.simulator.control(LATENCY)
+        system.wait(lambda: system.scalar("SELECT pace IS NULL OR pace > 1000 FROM gateway"), 60)
+        system.check(mailing, "gateway bears 200/s only for 12 s", note=f"{complaints} calls were deferred (429)")
+        # A complaint defers, it costs no attempt; and most of what we send is not complained about.
+        assert most_attempts(system) == 1
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("trouble", ["hang", "reset"])
+def test_a_mailing_in_trouble_does_not_slow_another(make_system: SystemMaker, trouble: str) -> None:
+    with make_system() as system:
+        alone = system.start_mailing(6_000, "916")
+        system.wait_for_end(alone)
+        assert alone.finished_after
+        system.simulator.control({"kind": trouble, "phones": ["7917*"]}, LATENCY)
+        troubled = system.start_mailing(20_000, "917")
+        system.wait(lambda: system.simulator.received()["by_answer"].get(trouble, 0) > 300)
+        other = system.start_mailing(6_000, "918")
+        system.wait_for_end(other)
+        assert other.finished_after
+        note = f"another of 6,000 took {other.finished_after:.1f} s beside it, {alone.finished_after:.1f} s alone"
+        assert system.call("POST", f"/mailing/{troubled.id}/cancel/").status_code == 200
+        system.check(
+            troubled, f"all calls of one mailing {trouble}", statuses=("cancelled", "failed"), note=note, repeats=None
+        )
+        system.check_sums(other, ("sent",))
+        assert gateway_state(system) == ("closed", None)
+        assert other.finished_after < alone.finished_after * 2.5 + 3, note
+
+
+def gateway_state(system: System) -> tuple[str, str | None]:
+    """The breaker's state and its reason."""
+    row = system.rows("SELECT state, reason FROM gateway")[0]
+    return row.state, row.reason
+
+
+def most_attempts(system: System) -> int:
+    """The largest number of counted attempts that any message took."""
+    return int(system.scalar("SELECT max(attempts) FROM message"))
+
+
+def metrics(system: System) -> str:
+    """The API's metrics."""
+    text = ""
+
+    def is_there() -> bool:
+        nonlocal text
+        text = system.get_plain("/metrics")
+        return "mailing_gateway_state" in text
+
+    assert wait_until(is_there, PATIENCE_SECONDS)
+    return text
