@@ -374,6 +374,7 @@ class ReportDelivery(Base):
     lease_until: Mapped[datetime | None]
     sent_at: Mapped[datetime | None]
     last_error: Mapped[str | None]
+    detail: Mapped[dict[str, Any] | None]  # what an alert tells, as it was when the alert was raised
     created_at: Mapped[datetime] = mapped_column(server_default=_now)
 
     __table_args__ = (
