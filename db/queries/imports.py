@@ -35,6 +35,8 @@ def create(session: Session, blocks: Iterable[bytes]) -> ImportJob:
 
     The whole file is parsed on the way: what is no CSV is refused at once, and `total` is exact from the start.
     """
+    # A slow line brings a block in minutes; the usual limit would break the upload off.
+    session.execute(sa.text("SET LOCAL idle_in_transaction_session_timeout = '5min'"))
     job = ImportJob(state=ImportState.PENDING, delimiter="", columns=[])
     session.add(job)
     session.flush()
@@ -99,12 +101,18 @@ def waiting(session: Session, now: datetime) -> list[int]:
 
     A running job whose lease ran out lost its worker: it is pending again, and goes on where that worker stopped.
     """
-    statement = (
-        sa.update(ImportJob)
+    # A frozen worker may hold its job's row: the dispatcher has better things to do than to wait for it.
+    unattended = (
+        sa.select(ImportJob.id)
         .where(
             ImportJob.state.in_([ImportState.PENDING, ImportState.RUNNING]),
             sa.or_(ImportJob.lease_until.is_(None), ImportJob.lease_until < now),
         )
+        .with_for_update(skip_locked=True)
+    )
+    statement = (
+        sa.update(ImportJob)
+        .where(ImportJob.id.in_(unattended))
         .values(state=ImportState.PENDING, worker_id=None, lease_until=now + PICK_UP)
         .returning(ImportJob.id)
         .execution_options(synchronize_session=False)

@@ -13,13 +13,17 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from dramatiq import Worker
+from dramatiq.brokers.stub import StubBroker
 from sqlalchemy.orm import Session
 
 from db.csv_rows import UnreadableFileError
+from db.engine import make_engine
 from db.models import Client, ImportChunk, ImportJob, ImportState
 from db.models import RejectedRow as RejectedRowTable
 from db.queries import imports
 from sender import imports as importer
+from sender.broker import IMPORTS_QUEUE, publish
 from sender.imports import run_import
 from tests.factories import make_client
 
@@ -329,29 +333,41 @@ def test_imports_of_the_same_people_in_opposite_orders_do_not_lock_each_other_ou
     assert sum(job.updated for job in jobs) == 20_000
 
 
-def test_error_of_ours_ends_the_job_with_what_was_imported(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importer, "GROUP_ROWS", 10)
+def test_damaged_file_ends_the_job_with_the_reason(engine: sa.Engine) -> None:
     import_id = upload(engine, numbered(30))
     with Session(engine) as session, session.begin():
-        # The kind of thing that should never happen: the file in the database is damaged.
         session.execute(sa.update(ImportChunk).where(ImportChunk.number == 1).values(data=b"+79160000000,\xff\n"))
 
     run_import(engine, import_id, "worker")
 
     job = job_of(engine, import_id)
-    assert job.state is ImportState.FAILED
-    assert job.failure == "The file is not UTF-8 (line 2): save it as CSV UTF-8."
+    assert (job.state, job.failure) == (ImportState.FAILED, "The file is not UTF-8 (line 2): save it as CSV UTF-8.")
     assert count(engine, ImportChunk) == 0
+
+
+def test_error_of_ours_ends_the_job_and_keeps_what_was_imported(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importer, "GROUP_ROWS", 10)
+    import_id = upload(engine, numbered(30))
+    with Session(engine) as session, session.begin():
+        # A rule of the table that the import does not know.
+        session.execute(sa.text("ALTER TABLE client ADD CHECK (phone <> '+79160000015')"))
+
+    run_import(engine, import_id, "worker")
+
+    job = job_of(engine, import_id)
+    assert (job.state, counts(job)) == (ImportState.FAILED, (30, 10, 10, 0, 0))
+    assert job.failure == "an error on our side; the log of the sender tells more"
+    assert job.finished_at is not None
+    assert (count(engine, Client), count(engine, ImportChunk)) == (10, 0)
 
 
 def test_interrupted_by_the_database_the_job_is_soon_handed_out_again(engine: sa.Engine) -> None:
     import_id = upload(engine, numbered(100))
     with engine.connect() as other, other.begin():
         other.execute(sa.text("LOCK TABLE client IN ACCESS EXCLUSIVE MODE"))
-        impatient = engine.execution_options()
-        with impatient.connect() as connection, connection.begin():
-            connection.execute(sa.text(f"ALTER DATABASE {engine.url.database} SET lock_timeout = '100ms'"))
-        hasty = sa.create_engine(engine.url)
+        hasty = make_engine(engine.url.render_as_string(hide_password=False), "import", statement_timeout_seconds=0.2)
         run_import(hasty, import_id, "worker")
         hasty.dispose()
 
@@ -378,3 +394,30 @@ def test_waiting_job_is_named_once_and_again_only_when_nobody_took_it(engine: sa
     with Session(engine) as session, session.begin():
         assert imports.waiting(session, now + 10 * SOON) == []
     assert count(engine, RejectedRowTable) == 0
+
+
+def test_job_whose_row_is_held_by_a_frozen_worker_keeps_nobody_waiting(engine: sa.Engine) -> None:
+    held, free = upload(engine, numbered(3)), upload(engine, numbered(3))
+    with Session(engine) as frozen, frozen.begin(), Session(engine) as session, session.begin():
+        frozen.execute(sa.select(ImportJob.id).where(ImportJob.id == held).with_for_update())
+
+        session.execute(sa.text("SET LOCAL lock_timeout = '1s'"))
+        assert imports.waiting(session, imports.clock(session)) == [free]
+
+
+def test_message_of_the_dispatcher_reaches_the_importer(engine: sa.Engine) -> None:
+    import_id = upload(engine, numbered(3))
+    broker = StubBroker(middleware=[])
+    broker.declare_queue(IMPORTS_QUEUE)
+    importer.declare_actor(broker, engine, "worker", threading.Event())
+    worker = Worker(broker, queues={IMPORTS_QUEUE}, worker_threads=1, worker_timeout=50)
+
+    publish(broker, IMPORTS_QUEUE, importer.ACTOR, import_id)
+    worker.start()
+    try:
+        broker.join(IMPORTS_QUEUE, timeout=10_000)
+        worker.join()
+    finally:
+        worker.stop()
+
+    assert job_of(engine, import_id).state is ImportState.COMPLETED
