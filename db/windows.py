@@ -32,7 +32,9 @@ def next_opening(window: Window, zone: str, at: datetime) -> datetime:
         return at
     today = at.astimezone(ZoneInfo(zone)).date()
     candidates = (
-        instant for days in range(3) for instant in _openings(window.opens, zone, datetime.combine(today, time()) + timedelta(days))
+        instant
+        for days in range(3)
+        for instant in _openings(window.opens, zone, datetime.combine(today, time()) + timedelta(days))
     )
     return min(instant for instant in candidates if instant > at and is_open(window, zone, instant))
 

@@ -368,6 +368,7 @@ def _read_answer(slot: _Slot, error: int | None) -> Answer:
 def _fault(handle: pycurl.Curl, error: int) -> Fault:
     if error != pycurl.E_OPERATION_TIMEDOUT:
         return _FAULTS.get(error, Fault.OTHER)
-    if not handle.getinfo(pycurl.PRETRANSFER_TIME):
+    # Counted in bytes, not by libcurl's times: those are filled in for phases that were never reached, too.
+    if not handle.getinfo(pycurl.REQUEST_SIZE):
         return Fault.CONNECT_TIMEOUT
-    return Fault.BODY_TIMEOUT if handle.getinfo(pycurl.STARTTRANSFER_TIME) else Fault.TIMEOUT
+    return Fault.BODY_TIMEOUT if handle.getinfo(pycurl.HEADER_SIZE) else Fault.TIMEOUT

@@ -28,6 +28,14 @@ ACCEPTED = Answer(12, None, 200, b'{"code": 0}')
 BROKEN = Answer(34, None, 500)
 
 
+def _lowest(low: float, _high: float) -> float:
+    return low
+
+
+def _highest(_low: float, high: float) -> float:
+    return high
+
+
 def after(answer: Answer, recipient: Recipient = ANNA, terms: Terms = TERMS, wait: float | None = 10.0) -> Outcome:
     return after_answer(recipient, answer, judge(answer), terms, NOW, wait)
 
@@ -112,13 +120,13 @@ def test_the_tally_tells_the_gateways_trouble_from_the_messages_fault() -> None:
 
 @pytest.mark.parametrize(("attempt", "bound"), [(1, 2.0), (2, 4.0), (3, 8.0), (8, 256.0), (9, 300.0), (10_000, 300.0)])
 def test_the_back_off_doubles_to_its_cap_with_full_jitter(attempt: int, bound: float) -> None:
-    assert backoff_seconds(attempt, uniform=lambda low, high: high) == min(bound, CAP_SECONDS)
-    assert backoff_seconds(attempt, uniform=lambda low, high: low) == 0.0
+    assert backoff_seconds(attempt, uniform=_highest) == min(bound, CAP_SECONDS)
+    assert backoff_seconds(attempt, uniform=_lowest) == 0.0
     assert 0 <= backoff_seconds(attempt) <= BASE_SECONDS * 2 ** min(attempt, 60)
 
 
 def test_a_deferral_is_never_shorter_than_asked_for_nor_absurdly_long() -> None:
-    assert deferral_seconds(7.0, uniform=lambda low, high: low) == 7.0
-    assert deferral_seconds(7.0, uniform=lambda low, high: high) == pytest.approx(8.2)
-    assert deferral_seconds(1e12, uniform=lambda low, high: low) == LONGEST_DEFERRAL_SECONDS
+    assert deferral_seconds(7.0, uniform=_lowest) == 7.0
+    assert deferral_seconds(7.0, uniform=_highest) == pytest.approx(8.2)
+    assert deferral_seconds(1e12, uniform=_lowest) == LONGEST_DEFERRAL_SECONDS
     assert deferral_seconds(None) >= 2.0

@@ -1,0 +1,276 @@
+"""The life of a mailing as the dispatcher drives it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, time, timedelta
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from db.models import Attempt, Client, Mailing, MailingState, Message, MessageStatus, StatusCount, StatusFlow
+from db.queries import audience
+from tests.factories import make_client, make_mailing, make_message
+
+NOW = datetime.now(UTC)
+
+
+@pytest.fixture
+def engine(emptied_engine: sa.Engine) -> sa.Engine:
+    """Nothing here needs a database of its own."""
+    return emptied_engine
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that some dozen clients make several chunks."""
+    monkeypatch.setattr(audience, "FIRST_CHUNK", 3)
+    monkeypatch.setattr(audience, "CHUNK", 5)
+
+
+def materialise(session: Session, mailing: Mailing) -> int:
+    chunks = 1
+    while audience.materialise_chunk(session, mailing.id):
+        session.commit()
+        chunks += 1
+    session.commit()
+    session.expire_all()
+    return chunks
+
+
+def statuses(session: Session, mailing: Mailing) -> dict[str, int]:
+    """Counted from the rows, and the same from the counters."""
+    rows = session.execute(
+        sa.select(Message.status, sa.func.count()).where(Message.mailing_id == mailing.id).group_by(Message.status)
+    )
+    found = {status.value: count for status, count in rows}
+    counters = session.execute(
+        sa.select(StatusCount.status, sa.func.sum(StatusCount.amount))
+        .where(StatusCount.mailing_id == mailing.id)
+        .group_by(StatusCount.status)
+    )
+    assert found == {status.value: int(count) for status, count in counters if count}
+    return found
+
+
+def test_scheduled_mailings_start_at_their_time(session: Session) -> None:
+    due = make_mailing(session, state=MailingState.SCHEDULED, starts_at=NOW - timedelta(seconds=1))
+    later = datetime.now(UTC) + timedelta(seconds=60)
+    make_mailing(session, state=MailingState.SCHEDULED, starts_at=later)
+    make_mailing(session, state=MailingState.DRAFT)
+    make_mailing(session, state=MailingState.SCHEDULED, deleted_at=NOW)
+    assert audience.start_due(session) == [due.id]
+    assert audience.start_due(session) == []
+    assert audience.next_start(session) == pytest.approx(60, abs=5)
+
+
+def test_the_audience_is_written_in_chunks_each_client_once(session: Session) -> None:
+    clients = [make_client(session) for _ in range(14)]
+    mailing = make_mailing(session)
+    assert materialise(session, mailing) == 4  # 3, 5, 5 and 1
+    assert statuses(session, mailing) == {"pending": 14}
+    assert set(session.scalars(sa.select(Message.client_id))) == {c.id for c in clients}
+    assert mailing.materialised_at is not None
+    assert audience.unmaterialised(session) == []
+
+
+def test_writing_goes_on_after_a_crash_and_never_doubles(session: Session) -> None:
+    for _ in range(10):
+        make_client(session)
+    mailing = make_mailing(session)
+    assert audience.materialise_chunk(session, mailing.id) is True
+    session.commit()
+    audience.materialise_chunk(session, mailing.id)
+    session.rollback()  # a crash before the commit
+    mailing.materialised_through = 0  # and even a cursor that was lost
+    session.commit()
+    materialise(session, mailing)
+    assert statuses(session, mailing) == {"pending": 10}
+
+
+@pytest.mark.parametrize(
+    ("codes", "tags", "matching"),
+    [
+        ([], [], "abcd"),
+        (["916"], [], "ab"),
+        ([], ["vip"], "ac"),
+        (["916"], ["vip"], "a"),
+        (["916", "917"], ["vip", "new"], "acd"),
+        (["999"], [], ""),
+        ([], ["VIP"], ""),
+    ],
+)
+def test_the_filter_is_a_code_and_a_tag(session: Session, codes: list[str], tags: list[str], matching: str) -> None:
+    clients = {
+        "a": make_client(session, operator_code="916", tags=["vip", "x"]),
+        "b": make_client(session, operator_code="916", tags=[]),
+        "c": make_client(session, operator_code="917", tags=["vip"]),
+        "d": make_client(session, operator_code="917", tags=["new"]),
+        "out": make_client(session, operator_code="916", tags=["vip"], opted_out_at=NOW),
+    }
+    mailing = make_mailing(session, operator_codes=codes, tags=tags)
+    materialise(session, mailing)
+    assert set(session.scalars(sa.select(Message.client_id))) == {clients[name].id for name in matching}
+
+
+def test_a_window_gives_each_client_the_next_opening_where_it_lives(session: Session) -> None:
+    here = make_client(session, timezone="UTC")
+    kathmandu = make_client(session, timezone="Asia/Kathmandu")
+    opens = (NOW + timedelta(hours=2)).replace(second=0, microsecond=0)
+    window = {"window_from": opens.time(), "window_to": (opens + timedelta(minutes=30)).time()}
+    mailing = make_mailing(session, ends_at=NOW + timedelta(hours=3), **window)
+    materialise(session, mailing)
+    messages = {m.client_id: m for m in session.scalars(sa.select(Message))}
+    assert messages[here.id].next_attempt_at == opens
+    # There it is 5:45 later, so the window was this morning: it opens again after the end.
+    assert (messages[kathmandu.id].status, messages[kathmandu.id].last_error) == (MessageStatus.EXPIRED, "ended")
+    assert statuses(session, mailing) == {"pending": 1, "expired": 1}
+
+
+def test_a_mailing_that_nobody_started_in_time_is_accounted_as_expired(session: Session) -> None:
+    make_client(session)
+    ended = NOW - timedelta(seconds=5)
+    mailing = make_mailing(session, state=MailingState.SCHEDULED, starts_at=ended - timedelta(hours=1), ends_at=ended)
+    assert audience.start_due(session) == [mailing.id]
+    materialise(session, mailing)
+    assert statuses(session, mailing) == {"expired": 1}
+    assert audience.complete(session) == [mailing.id]
+
+
+def test_an_edited_window_moves_the_waiting_messages(session: Session) -> None:
+    for _ in range(12):
+        make_client(session, timezone="UTC")
+    mailing = make_mailing(session)
+    materialise(session, mailing)
+    sent = session.scalars(sa.select(Message).limit(1)).one()
+    sent.status, sent.next_attempt_at, sent.sent_at = MessageStatus.SENT, None, NOW
+    opens = (NOW + timedelta(hours=3)).replace(second=0, microsecond=0)
+    mailing.window_from, mailing.window_to = opens.time(), (opens + timedelta(hours=1)).time()
+    mailing.rescheduled_through = 0
+    session.commit()
+    while audience.reschedule_chunk(session):
+        session.commit()
+    session.commit()
+    session.expire_all()
+    pending = sa.select(Message.next_attempt_at).where(Message.status == MessageStatus.PENDING)
+    assert set(session.scalars(pending)) == {opens}
+    assert session.scalar(sa.select(Mailing.rescheduled_through)) is None
+    # Taking the window away makes them due at once.
+    mailing.window_from = mailing.window_to = None
+    mailing.rescheduled_through = 0
+    session.commit()
+    while audience.reschedule_chunk(session):
+        session.commit()
+    assert max(at for at in session.scalars(pending) if at) <= datetime.now(UTC)
+
+
+@pytest.mark.parametrize(
+    ("state", "ends_in", "status", "error"),
+    [
+        (MailingState.RUNNING, -1, "expired", "ended"),
+        (MailingState.PAUSED, -1, "expired", "ended"),
+        (MailingState.CANCELLED, 3600, "cancelled", "cancelled"),
+    ],
+)
+def test_what_waits_when_a_mailing_ends_is_settled(
+    session: Session, state: MailingState, ends_in: float, status: str, error: str
+) -> None:
+    mailing = make_mailing(session, state=state, materialised_at=NOW, starts_at=NOW - timedelta(hours=1))
+    mailing.ends_at = NOW + timedelta(seconds=ends_in)
+    session.commit()
+    for _ in range(7):
+        make_message(session, mailing, make_client(session), status=MessageStatus.PENDING)
+    retried = make_message(session, mailing, make_client(session), status=MessageStatus.PENDING, last_error="timeout")
+    make_message(session, mailing, make_client(session), status=MessageStatus.SENDING)
+    assert audience.ended_with_waiting(session) == [mailing.id]
+    settled = []
+    while count := audience.settle_chunk(session, mailing.id):
+        settled.append(count)
+    session.commit()
+    session.expire_all()
+    assert settled == [5, 3]
+    assert statuses(session, mailing) == {status: 8, "sending": 1}
+    assert retried.last_error == "timeout"
+    assert set(session.scalars(sa.select(Message.last_error).where(Message.status == status))) == {error, "timeout"}
+    assert audience.ended_with_waiting(session) == []
+
+
+def test_a_mailing_completes_when_nothing_is_open(session: Session) -> None:
+    mailing = make_mailing(session, materialised_at=NOW)
+    message = make_message(session, mailing, make_client(session), status=MessageStatus.SENDING)
+    empty = make_mailing(session, materialised_at=NOW)
+    unwritten = make_mailing(session)
+    assert audience.complete(session) == [empty.id]
+    message.status, message.batch_id, message.sent_at = MessageStatus.SENT, None, NOW
+    session.commit()
+    assert audience.complete(session) == [mailing.id]
+    session.commit()
+    session.expire_all()
+    assert mailing.finished_at is not None
+    assert unwritten.state is MailingState.RUNNING
+
+
+def test_a_deleted_mailing_is_removed_with_all_that_belongs_to_it(session: Session) -> None:
+    mailing = make_mailing(session, state=MailingState.CANCELLED, deleted_at=NOW)
+    other = make_mailing(session)
+    message = make_message(session, mailing, make_client(session))
+    for _ in range(6):
+        make_message(session, mailing, make_client(session), status=MessageStatus.PENDING)
+    session.add(Attempt(message_id=message.id, at=NOW, attempt=1, outcome="retry"))
+    on_the_wire = make_message(session, mailing, make_client(session), status=MessageStatus.SENDING)
+    kept = make_message(session, other, make_client(session)).id
+    other_id, mailing_id = other.id, mailing.id
+    session.commit()
+    assert audience.deleted(session) == [mailing.id]
+    while audience.remove_chunk(session, mailing.id):
+        session.commit()
+    session.commit()
+    # What is on the wire keeps the mailing until its outcome is recorded.
+    assert audience.deleted(session) == [mailing.id]
+    on_the_wire.status, on_the_wire.batch_id, on_the_wire.sent_at = MessageStatus.SENT, None, NOW
+    session.commit()
+    while audience.remove_chunk(session, mailing.id):
+        session.commit()
+    session.expunge_all()
+    assert audience.deleted(session) == []
+    assert list(session.scalars(sa.select(Message.id))) == [kept]
+    for table in (StatusCount, StatusFlow):
+        assert set(session.scalars(sa.select(table.mailing_id))) == {other_id}
+    assert session.scalar(sa.select(sa.func.count()).select_from(Attempt)) == 0
+    assert session.get(Mailing, mailing_id) is None
+
+
+def test_merging_counters_and_flow_changes_no_sum(session: Session) -> None:
+    mailing = make_mailing(session)
+    for _ in range(40):
+        make_message(session, mailing, make_client(session))
+    session.execute(
+        sa.update(StatusFlow).values(minute=sa.func.date_trunc("minute", sa.func.now()) - timedelta(minutes=2))
+    )
+    session.commit()
+    before = statuses(session, mailing)
+    audience.merge_counts(session)
+    audience.merge_flow(session)
+    session.commit()
+    assert statuses(session, mailing) == before == {"sent": 40}
+    assert session.scalar(sa.select(sa.func.count()).select_from(StatusCount)) == 1
+    flow = {(f.status.value, f.amount) for f in session.scalars(sa.select(StatusFlow))}
+    assert flow == {("pending", 40), ("sent", 40)}  # the audience, and the arrivals
+
+
+def test_deleting_a_client_leaves_the_history(session: Session) -> None:
+    client = make_client(session)
+    mailing = make_mailing(session)
+    make_message(session, mailing, client)
+    session.execute(sa.delete(Client))
+    session.commit()
+    assert statuses(session, mailing) == {"sent": 1}
+
+
+def test_the_night_window_is_kept_as_given(session: Session) -> None:
+    make_client(session, timezone="UTC")
+    mailing = make_mailing(session, window_from=time(22), window_to=time(2))
+    materialise(session, mailing)
+    due = session.scalars(sa.select(Message.next_attempt_at)).one()
+    assert due is not None
+    assert due.hour == 22 or due <= datetime.now(UTC)

@@ -1,0 +1,250 @@
+"""Release, take, record, give back and sweep: the statements that account for every message."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from db.models import Attempt, Batch, Mailing, MailingState, Message, MessageStatus, Receipt
+from db.queries import batches
+from db.queries.batches import Outcome
+from tests.factories import make_client, make_mailing, make_message
+
+SENT = MessageStatus.SENT
+
+
+@pytest.fixture
+def engine(emptied_engine: Engine) -> Engine:
+    """Nothing here needs a database of its own."""
+    return emptied_engine
+
+
+@pytest.fixture
+def mailing(session: Session) -> Mailing:
+    """A running mailing with ten due messages."""
+    made = make_mailing(session)
+    for _ in range(10):
+        make_message(session, made, make_client(session), status=MessageStatus.PENDING, attempts=0)
+    return made
+
+
+def release(session: Session, mailing: Mailing, size: int = 10) -> int:
+    released = batches.release(session, mailing.id, size)
+    assert released is not None
+    session.commit()
+    return released[0]
+
+
+def take(session: Session, batch_id: int, worker: str = "a") -> batches.TakenBatch:
+    taken = batches.take(session, batch_id, worker)
+    assert taken is not None
+    session.commit()
+    return taken
+
+
+def statuses(session: Session) -> dict[str, int]:
+    session.expire_all()
+    return {s.value: n for s, n in session.execute(sa.select(Message.status, sa.func.count()).group_by(Message.status))}
+
+
+def counted(session: Session) -> dict[str, int]:
+    rows = session.execute(
+        sa.text("SELECT status, sum(amount)::int FROM status_count GROUP BY status HAVING sum(amount) <> 0")
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+def age_leases(session: Session) -> None:
+    session.execute(sa.update(Batch).values(lease_until=sa.func.now() - timedelta(seconds=1)))
+    session.commit()
+
+
+def test_a_release_takes_what_is_due_and_no_more_than_asked(session: Session, mailing: Mailing) -> None:
+    later = datetime.now(UTC) + timedelta(hours=1)
+    make_message(session, mailing, make_client(session), status=MessageStatus.PENDING, next_attempt_at=later)
+    assert batches.release(session, mailing.id, 4) is not None
+    assert batches.release(session, mailing.id, 500) is not None
+    assert batches.release(session, mailing.id, 500) is None
+    session.commit()
+    assert statuses(session) == counted(session) == {"sending": 10, "pending": 1}
+    assert batches.outstanding(session) == {mailing.id: 2}
+
+
+@pytest.mark.parametrize("state", [MailingState.PAUSED, MailingState.CANCELLED])
+def test_nothing_is_released_of_a_mailing_that_does_not_run(
+    session: Session, mailing: Mailing, state: MailingState
+) -> None:
+    finished_at = sa.func.now() if state is MailingState.CANCELLED else None
+    session.execute(sa.update(Mailing).values(state=state, finished_at=finished_at))
+    assert batches.release(session, mailing.id, 10) is None
+
+
+def test_nothing_is_released_after_the_end(session: Session, mailing: Mailing) -> None:
+    mailing.ends_at = mailing.starts_at + timedelta(seconds=1)
+    session.commit()
+    assert batches.release(session, mailing.id, 10) is None
+
+
+def test_two_dispatchers_at_once_release_each_message_once(engine: Engine, session: Session, mailing: Mailing) -> None:
+    mailing_id = mailing.id
+    session.commit()
+    barrier = threading.Barrier(4)
+    released: list[int] = []
+
+    def dispatch() -> None:
+        barrier.wait()
+        for _ in range(5):
+            with Session(engine) as own, own.begin():
+                got = batches.release(own, mailing_id, 2)
+            if got:
+                released.append(got[1])
+
+    threads = [threading.Thread(target=dispatch) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(released) == 10
+    assert statuses(session) == {"sending": 10}
+
+
+def test_a_batch_is_taken_once(session: Session, mailing: Mailing) -> None:
+    batch_id = release(session, mailing)
+    taken = take(session, batch_id)
+    assert len(taken.recipients) == 10
+    assert taken.text == "Hello"
+    assert batches.take(session, batch_id, "b") is None
+    assert batches.take(session, batch_id + 1, "b") is None
+
+
+def test_a_recipient_shows_what_became_of_the_client(session: Session, mailing: Mailing) -> None:
+    gone, out, *_ = session.scalars(sa.select(Message).order_by(Message.id)).all()
+    batch_id = release(session, mailing)
+    session.execute(sa.text("DELETE FROM client WHERE id = :id"), {"id": gone.client_id})
+    session.execute(sa.text("UPDATE client SET opted_out_at = now() WHERE id = :id"), {"id": out.client_id})
+    recipients = {r.message_id: r for r in take(session, batch_id).recipients}
+    assert recipients[gone.id].phone is None
+    assert recipients[out.id].opted_out is True
+    assert sum(r.phone is not None and not r.opted_out for r in recipients.values()) == 8
+
+
+def test_outcomes_are_written_once(session: Session, mailing: Mailing) -> None:
+    batch = take(session, release(session, mailing))
+    now = session.scalar(sa.select(sa.func.now()))
+    first, second, third, fourth, *rest = [r.message_id for r in batch.recipients]
+    outcomes = [
+        Outcome(first, SENT, counted=True),
+        Outcome(
+            second, MessageStatus.FAILED, True, error="http_400", outcome="failed", reason="http_400", http_status=400
+        ),
+        Outcome(third, MessageStatus.PENDING, True, now, "timeout", "retry", "timeout", None, 10_003, now),
+        Outcome(fourth, MessageStatus.PENDING, False, now, "http_401", "blocked", "http_401", 401, 7, now),
+    ]
+    assert batches.record(session, batch.id, outcomes) == 4
+    assert batches.record(session, batch.id, outcomes) == 0
+    assert batches.give_back(session, batch.id, rest) == 6
+    batches.finish(session, batch.id)
+    session.commit()
+    assert statuses(session) == counted(session) == {"sent": 1, "failed": 1, "pending": 8}
+    assert session.scalar(sa.select(sa.func.count()).select_from(Batch)) == 0
+    sent = session.get_one(Message, first)
+    assert (sent.attempts, sent.batch_id, sent.last_error) == (1, None, None)
+    assert sent.sent_at is not None
+    history = {a.message_id: a for a in session.scalars(sa.select(Attempt))}
+    assert set(history) == {second, third, fourth}  # a first success costs no row
+    assert (history[third].attempt, history[third].outcome, history[third].milliseconds) == (1, "retry", 10_003)
+    assert (history[fourth].attempt, session.get_one(Message, fourth).attempts) == (1, 0)
+
+
+def test_a_swept_batch_goes_back_and_a_late_worker_changes_nothing(session: Session, mailing: Mailing) -> None:
+    batch = take(session, release(session, mailing))
+    age_leases(session)
+    assert batches.sweep(session) == 10
+    session.commit()
+    late = [Outcome(r.message_id, SENT, counted=True) for r in batch.recipients]
+    assert batches.record(session, batch.id, late) == 0
+    assert batches.give_back(session, batch.id, [r.message_id for r in batch.recipients]) == 0
+    session.commit()
+    assert statuses(session) == counted(session) == {"pending": 10}
+    # It may have been sent: the attempt is counted and told.
+    assert set(session.scalars(sa.select(Message.attempts))) == {1}
+    assert {(a.outcome, a.reason) for a in session.scalars(sa.select(Attempt))} == {("lost", "worker_lost")}
+    again = take(session, release(session, mailing), "b")
+    assert batches.record(session, batch.id, late) == 0
+    assert batches.record(session, again.id, [Outcome(r.message_id, SENT, True) for r in again.recipients]) == 10
+
+
+def test_a_batch_that_no_worker_took_costs_no_attempt(session: Session, mailing: Mailing) -> None:
+    batch_id = release(session, mailing)
+    age_leases(session)
+    assert batches.take(session, batch_id, "late") is None
+    assert batches.sweep(session) == 10
+    session.commit()
+    assert set(session.scalars(sa.select(Message.attempts))) == {0}
+    assert session.scalar(sa.select(sa.func.count()).select_from(Attempt)) == 0
+
+
+def test_a_renewed_lease_stands_and_tells_of_the_mailing(session: Session, mailing: Mailing) -> None:
+    batch = take(session, release(session, mailing))
+    assert batches.renew(session, "another", [batch.id]) == {}
+    assert batches.renew(session, "a", [batch.id])[batch.id].may_send is True
+    mailing.state = MailingState.PAUSED
+    session.commit()
+    standing = batches.renew(session, "a", [batch.id])[batch.id]
+    assert (standing.may_send, standing.ends_at) == (False, mailing.ends_at)
+    age_leases(session)
+    assert batches.renew(session, "a", [batch.id]) == {}
+
+
+def test_a_batch_that_could_not_be_published_is_undone(session: Session, mailing: Mailing) -> None:
+    batch_id = release(session, mailing)
+    batches.withdraw(session, batch_id)
+    session.commit()
+    assert statuses(session) == {"pending": 10}
+    assert batches.take(session, batch_id, "late") is None
+
+
+def test_withdrawing_leaves_a_batch_alone_that_arrived_after_all(session: Session, mailing: Mailing) -> None:
+    batch = take(session, release(session, mailing))
+    batches.withdraw(session, batch.id)
+    session.commit()
+    assert statuses(session) == {"sending": 10}
+
+
+def test_an_orphan_is_found(session: Session, mailing: Mailing) -> None:
+    release(session, mailing)
+    assert batches.sweep_orphans(session, mailing.id) == 0
+    session.execute(sa.delete(Batch))
+    assert batches.sweep_orphans(session, mailing.id) == 10
+    session.commit()
+    assert statuses(session) == {"pending": 10}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "receipt", "status"),
+    [
+        (MessageStatus.SENT, MessageStatus.DELIVERED, "delivered"),
+        (MessageStatus.SENT, MessageStatus.FAILED, "failed"),
+        (MessageStatus.PENDING, MessageStatus.DELIVERED, "delivered"),  # a timeout that had been accepted after all
+        (MessageStatus.FAILED, MessageStatus.DELIVERED, "failed"),  # final stays final
+    ],
+)
+def test_a_receipt_that_overtook_our_record_is_applied_with_it(
+    session: Session, mailing: Mailing, outcome: MessageStatus, receipt: MessageStatus, status: str
+) -> None:
+    batch = take(session, release(session, mailing, 1))
+    message_id = batch.recipients[0].message_id
+    session.add(Receipt(message_id=message_id, status=receipt, reason=None))
+    session.commit()
+    due = session.scalar(sa.select(sa.func.now())) if outcome is MessageStatus.PENDING else None
+    error = None if outcome is SENT else "timeout"
+    batches.record(session, batch.id, [Outcome(message_id, outcome, True, due, error)])
+    session.commit()
+    assert session.get_one(Message, message_id).status == status
+    assert session.scalar(sa.select(sa.func.count()).select_from(Receipt)) == 0
+    assert counted(session) == {"pending": 9, status: 1}

@@ -1,0 +1,323 @@
+"""The gateway client against real sockets: what it sends, and what it makes of every way to answer badly."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from db.queries.batches import Recipient, Standing, TakenBatch
+from sender.answers import Verdict
+from sender.clock import DatabaseClock
+from sender.delivery import Call, Called, Delivery, Result, Skip, Skipped
+from sender.gateway import GatewayClient
+from sender.outcomes import Terms
+from simulator.client import Simulator
+from tools.processes import free_port
+
+
+class Unlimited:
+    """A pace that never asks to wait."""
+
+    def wait_seconds(self, now: float) -> float:  # noqa: ARG002
+        return 0.0
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[Simulator]:
+    with Simulator.start(token="right") as running:
+        yield running
+
+
+@contextmanager
+def client_for(
+    url: str, timeout: float = 1.0, concurrency: int = 50, token: str | None = "right"
+) -> Iterator[GatewayClient]:
+    client = GatewayClient(url, token, timeout, concurrency, Unlimited())
+    client.start()
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def delivery(
+    first_id: int,
+    count: int = 1,
+    *,
+    mailing_id: int = 1,
+    ends_in: float = 60.0,
+    lease: float = 60.0,
+    text: str = "Hello",
+) -> Delivery:
+    ends_at = datetime.now(UTC) + timedelta(seconds=ends_in)
+    recipients = [
+        Recipient(first_id + i, 1000 + i, 0, "+79161234567", "Europe/Moscow", {}, opted_out=False) for i in range(count)
+    ]
+    batch = TakenBatch(first_id, mailing_id, text, ends_at, None, False, recipients)
+    calls = [Call(recipient, 79161234567, text) for recipient in recipients]
+    return Delivery(batch, Terms(ends_at, None, False, 20), calls, DatabaseClock(), lease)
+
+
+def results(client: GatewayClient, sent: Delivery) -> list[Result]:
+    """Run a delivery to its end, recording groups as an actor does."""
+    client.submit(sent)
+    everything: list[Result] = []
+    for group in sent.groups():
+        everything += group
+        client.recorded(sent, sum(isinstance(result, Called) for result in group))
+    return everything
+
+
+def only(found: list[Result]) -> Called:
+    (result,) = found
+    assert isinstance(result, Called)
+    return result
+
+
+def test_the_request_is_what_the_contract_says(simulator: Simulator) -> None:
+    simulator.forget()
+    with client_for(f"{simulator.url}/v1/") as client:
+        result = only(results(client, delivery(41, text='Привет "Anna" \U0001f600')))
+    assert result.judgement.verdict is Verdict.ACCEPTED
+    (seen,) = simulator.ids()
+    assert (seen["id"], seen["phone"], seen["text"]) == (41, 79161234567, 'Привет "Anna" \U0001f600')
+    assert simulator.received()["bad_requests"] == simulator.received()["unauthorized"] == 0
+
+
+def test_a_wrong_token_blocks(simulator: Simulator) -> None:
+    with client_for(simulator.url, token="wrong") as client:
+        result = only(results(client, delivery(42)))
+    assert (result.judgement.verdict, result.answer.http_status) == (Verdict.BLOCKED, 401)
+
+
+@pytest.mark.parametrize(
+    ("fault", "verdict", "reason", "status"),
+    [
+        ({"kind": "status", "status": 500}, Verdict.TROUBLE, "http_500", 500),
+        ({"kind": "status", "status": 404}, Verdict.REFUSED, "http_404", 404),
+        ({"kind": "unauthorized", "status": 403}, Verdict.BLOCKED, "http_403", 403),
+        ({"kind": "status", "status": 429, "retry_after": "7"}, Verdict.DEFERRED, "http_429", 429),
+        ({"kind": "status", "status": 503, "retry_after": "7"}, Verdict.DEFERRED, "http_503", 503),
+        ({"kind": "status", "status": 503}, Verdict.TROUBLE, "http_503", 503),
+        ({"kind": "html"}, Verdict.UNKNOWN, "not_json", 200),
+        ({"kind": "empty"}, Verdict.UNKNOWN, "empty_body", 200),
+        ({"kind": "truncated"}, Verdict.UNKNOWN, "truncated", 200),
+        ({"kind": "wrong_shape", "body": ["OK"]}, Verdict.UNKNOWN, "wrong_shape", 200),
+        ({"kind": "wrong_code", "code": 7}, Verdict.UNKNOWN, "wrong_code", 200),
+        ({"kind": "huge"}, Verdict.UNKNOWN, "body_too_large", 200),
+        ({"kind": "drip", "seconds": 0.3}, Verdict.UNKNOWN, "timeout_body", 200),
+        ({"kind": "hang"}, Verdict.UNKNOWN, "timeout", None),
+        ({"kind": "reset"}, Verdict.UNKNOWN, "connection_reset", None),
+        ({"kind": "close"}, Verdict.UNKNOWN, "connection_closed", None),
+        ({"kind": "redirect"}, Verdict.TROUBLE, "redirect", 302),
+    ],
+    ids=lambda value: str(value.get("kind")) if isinstance(value, dict) else "",
+)
+def test_a_bad_answer_gets_its_own_reason(
+    simulator: Simulator, fault: dict[str, Any], verdict: Verdict, reason: str, status: int | None
+) -> None:
+    simulator.control(fault)
+    try:
+        with client_for(simulator.url) as client:
+            result = only(results(client, delivery(43)))
+    finally:
+        simulator.calm()
+    assert (result.judgement.verdict, result.judgement.reason) == (verdict, reason)
+    assert result.answer.http_status == status
+
+
+@pytest.mark.parametrize("header", [{"retry_after": "90"}, {"retry_after_date": 90}], ids=["seconds", "date"])
+def test_retry_after_is_read_in_both_forms(simulator: Simulator, header: dict[str, Any]) -> None:
+    simulator.control({"kind": "status", "status": 429, **header})
+    try:
+        with client_for(simulator.url) as client:
+            result = only(results(client, delivery(44)))
+    finally:
+        simulator.calm()
+    assert result.answer.retry_after == pytest.approx(90, abs=3)
+
+
+def test_nobody_listening_is_refused_and_unambiguous() -> None:
+    with client_for(f"http://127.0.0.1:{free_port()}") as client:
+        result = only(results(client, delivery(45)))
+    assert (result.judgement.verdict, result.judgement.reason) == (Verdict.TROUBLE, "connection_refused")
+
+
+def test_an_unknown_host_is_a_dns_fault() -> None:
+    with client_for("http://no-such-host.invalid", timeout=5.0) as client:
+        result = only(results(client, delivery(46)))
+    assert (result.judgement.verdict, result.judgement.reason) == (Verdict.TROUBLE, "dns")
+
+
+def test_a_handshake_without_answer_is_a_connect_timeout(simulator: Simulator) -> None:
+    simulator.control({"kind": "refuse", "how": "silence", "for_seconds": 3})
+    try:
+        with client_for(simulator.url, timeout=0.5) as client:
+            result = only(results(client, delivery(47)))
+    finally:
+        simulator.calm()
+    assert (result.judgement.verdict, result.judgement.reason) == (Verdict.TROUBLE, "timeout_connect")
+
+
+@pytest.mark.parametrize(
+    ("speak", "reason"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "not_http"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n{", "body_too_large"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc", "not_json"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "connection_reset"),
+    ],
+    ids=["banner", "promise", "encoding", "chunks"],
+)
+def test_what_is_no_http_answer_is_never_taken_for_one(speak: bytes, reason: str) -> None:
+    with talker(speak) as url, client_for(url) as client:
+        result = only(results(client, delivery(48)))
+    assert (result.judgement.verdict, result.judgement.reason) == (Verdict.UNKNOWN, reason)
+
+
+@contextmanager
+def talker(speak: bytes) -> Iterator[str]:
+    """A server that reads a request, says these bytes and closes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(speak)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        thread.join(timeout=5)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tls")
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    )
+    files = ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
+    subprocess.run([*command.split(), *files], check=True, capture_output=True)
+    return folder
+
+
+def test_tls_is_verified(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Simulator.start(tls_cert=certificate / "cert.pem", tls_key=certificate / "key.pem") as secure:
+        url = secure.url.replace("127.0.0.1", "localhost")
+        with client_for(url, token=None) as client:
+            result = only(results(client, delivery(49)))
+        assert (result.judgement.verdict, result.judgement.reason) == (Verdict.TROUBLE, "tls")
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate / "cert.pem"))
+        with client_for(url, token=None) as client:
+            result = only(results(client, delivery(50)))
+        assert result.judgement.verdict is Verdict.ACCEPTED
+
+
+def test_hundreds_are_in_flight_at_once_and_never_more_than_allowed(simulator: Simulator) -> None:
+    simulator.forget()
+    simulator.control({"kind": "latency", "milliseconds": 300})
+    try:
+        with client_for(simulator.url, timeout=10, concurrency=200) as client:
+            began = time.monotonic()
+            # Two mailings: one alone may use four fifths of the places.
+            sent = [delivery(1000, 300, mailing_id=1), delivery(2000, 300, mailing_id=2)]
+            threads = [threading.Thread(target=results, args=(client, each)) for each in sent]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            seconds = time.monotonic() - began
+    finally:
+        simulator.calm()
+    assert simulator.received()["accepted"] == 600
+    assert 100 < simulator.received()["max_in_flight"] <= 200
+    assert seconds < 4  # one after another would take three minutes
+
+
+def test_what_is_not_recorded_keeps_its_place(simulator: Simulator) -> None:
+    """Otherwise a kill could repeat more than the calls in flight."""
+    simulator.forget()
+    with client_for(simulator.url, concurrency=10) as client:
+        sent = delivery(3000, 50)
+        client.submit(sent)
+        seen = [sent.results.get(timeout=5) for _ in range(8)]  # one mailing's share of ten
+        time.sleep(0.3)  # the absence of more calls is what is looked for
+        assert sent.results.empty()
+        assert simulator.received()["requests"] == len(seen) == 8
+        client.recorded(sent, 8)
+        assert isinstance(sent.results.get(timeout=5), Called)
+        sent.stop()
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        lambda sent: sent.stop(),
+        lambda sent: sent.renewed(None, 60.0, time.monotonic()),
+        lambda sent: sent.renewed(Standing(False, sent.ends_at), 60.0, time.monotonic()),
+        lambda sent: setattr(sent, "ends_at", datetime.now(UTC)),
+    ],
+    ids=["stopped", "lease lost", "mailing paused", "end moved"],
+)
+def test_a_delivery_that_lost_its_right_returns_the_rest(
+    simulator: Simulator, stop: Callable[[Delivery], None]
+) -> None:
+    simulator.forget()
+    sent = delivery(4000, 30)
+    stop(sent)
+    with client_for(simulator.url) as client:
+        found = results(client, sent)
+    assert [result.skip for result in found if isinstance(result, Skipped)] == [Skip.RETURNED] * 30
+    assert simulator.received()["requests"] == 0
+
+
+def test_a_lease_that_ran_out_stops_a_process_that_slept(simulator: Simulator) -> None:
+    simulator.forget()
+    sent = delivery(5000, 30, lease=-1.0)
+    with client_for(simulator.url) as client:
+        assert all(isinstance(result, Skipped) for result in results(client, sent))
+    assert simulator.received()["requests"] == 0
+
+
+def test_a_withdrawn_client_is_not_called(simulator: Simulator) -> None:
+    simulator.forget()
+    sent = delivery(6000, 3)
+    sent.withdrawn.add(1001)
+    with client_for(simulator.url) as client:
+        found = results(client, sent)
+    assert [type(result) for result in sorted(found, key=lambda r: r.recipient.message_id)] == [Called, Skipped, Called]
+
+
+def test_a_gateway_that_is_down_stops_the_process_within_some_dozen_calls() -> None:
+    with client_for(f"http://127.0.0.1:{free_port()}", concurrency=20) as client:
+        found = results(client, delivery(7000, 2000))
+    called = sum(isinstance(result, Called) for result in found)
+    assert len(found) == 2000
+    assert called < 100
+
+
+def test_draining_finishes_what_is_on_the_wire_and_returns_the_rest(simulator: Simulator) -> None:
+    simulator.forget()
+    simulator.control({"kind": "latency", "milliseconds": 300})
+    try:
+        with client_for(simulator.url, timeout=5, concurrency=10) as client:
+            sent = delivery(8000, 100)
+            client.submit(sent)
+            assert simulator.wait_for(lambda received: received["requests"] >= 8)
+            client.drain()
+            found = [result for group in sent.groups() for result in group]
+    finally:
+        simulator.calm()
+    assert sum(isinstance(result, Called) for result in found) == simulator.received()["requests"] == 8
+    assert len(found) == 100
