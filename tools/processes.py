@@ -81,9 +81,9 @@ class Running:
     """A line of the process table. A pid alone may be somebody else's by now; with its start time it is not."""
 
     pid: int
-    parent: int
-    session: int
     started: int  # clock ticks after boot
+    parent: int = dataclasses.field(compare=False)  # changes when the parent dies
+    session: int = dataclasses.field(compare=False)
 
     @property
     def is_alive(self) -> bool:
@@ -105,7 +105,7 @@ def look_up(pid: int) -> Running | None:
         return None
     if fields[0] in ("Z", "X"):
         return None
-    return Running(pid, parent=int(fields[1]), session=int(fields[3]), started=int(fields[19]))
+    return Running(pid, started=int(fields[19]), parent=int(fields[1]), session=int(fields[3]))
 
 
 def all_running() -> Iterator[Running]:
@@ -182,7 +182,10 @@ class Process:
 
     def launch(self) -> None:
         """Start the program and return at once. What an earlier one of ours left running is ended first."""
-        end(self._left_behind(), grace=5.0)
+        if self._popen:
+            # It may be dying just now, and its pid in a lock file counts as alive until somebody has waited for it.
+            self._popen.wait(timeout=5.0)
+            end(self._left_behind(), grace=5.0)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._popen = subprocess.Popen(

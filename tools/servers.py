@@ -27,7 +27,7 @@ from tools.processes import Process, StartError, as_account, free_port, is_free,
 RABBITMQ_PROGRAMS = Path("/usr/lib/rabbitmq/bin")
 POSTGRESQL_PROGRAMS = Path("/usr/lib/postgresql")
 START_SECONDS = 90.0  # a large database may have to be recovered first
-RETRY_SECONDS = 10.0
+RETRY_SECONDS = 10.0  # for servers that end by themselves
 USER = "mailings"
 
 # docker-compose.yml gives the same ones to its server.
@@ -44,8 +44,8 @@ POSTGRESQL_SETTINGS = {
     "autovacuum_naptime": "15s",
     "log_min_duration_statement": "2s",
 }
-# Tests may lose their data in a power cut, but not wait for disks.
-POSTGRESQL_SETTINGS_WITHOUT_DISKS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+# For tests, which would lose their data in a power cut only. (Without synchronous_commit a kill -9 would do, too.)
+POSTGRESQL_SETTINGS_WITHOUT_DISKS = {"fsync": "off", "full_page_writes": "off"}
 
 
 class Server:
