@@ -21,7 +21,8 @@ from db.models import RejectedRow as RejectedRowTable
 from db.queries import audit
 from db.queries.notifications import notify_work
 
-LEASE = timedelta(seconds=60)
+# Renewed with every group of rows, several times a second. A group that takes longer holds the job's row meanwhile.
+LEASE = timedelta(seconds=15)
 # How long a published job may wait for a free worker until it is published again.
 PICK_UP = timedelta(seconds=30)
 SHOWN_ERRORS = 100
