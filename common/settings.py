@@ -44,12 +44,13 @@ class Settings:
     default_timezone: str
     api_port: int
     admin_port: int
+    trusted_proxies: int  # reverse proxies in front, whose X-Forwarded-* headers are believed
     metrics_port: int  # sender and dispatcher; 0 = none
     sender_processes: int
     log_level: str
     log_format: str
 
-    admin_email: str | None
+    admin_email: str
     admin_password: str | None
 
     email_host: str | None
@@ -90,6 +91,13 @@ def _http_url(value: str | None) -> str | None:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise EnvError("must be an http:// or https:// address")
     return value.rstrip("/")
+
+
+def _email(value: str) -> str:
+    name, at, domain = value.rpartition("@")
+    if not (at and name and domain) or any(character.isspace() for character in value):
+        raise EnvError("must be an e-mail address")
+    return value
 
 
 def _clock_time(value: str) -> time:
@@ -144,11 +152,12 @@ def load() -> Settings:
         default_timezone=_read("DEFAULT_TIMEZONE", env.str, "Europe/Moscow", check=_timezone),
         api_port=_read("API_PORT", env.int, 8000, validate=Range(min=1, max=65535)),
         admin_port=_read("ADMIN_PORT", env.int, 8001, validate=Range(min=1, max=65535)),
+        trusted_proxies=_read("TRUSTED_PROXIES", env.int, 0, validate=Range(min=0, max=10)),
         metrics_port=_read("METRICS_PORT", env.int, 0, validate=Range(min=0, max=65535)),
         sender_processes=_read("SENDER_PROCESSES", env.int, 2, validate=Range(min=1, max=64)),
         log_level=_read("LOG_LEVEL", env.str, "INFO", validate=OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])),
         log_format=_read("LOG_FORMAT", env.str, "json", validate=OneOf(["json", "console"])),
-        admin_email=_read("ADMIN_EMAIL", env.str, None),
+        admin_email=_read("ADMIN_EMAIL", env.str, "admin@example.com", check=_email),
         admin_password=_read("ADMIN_PASSWORD", env.str, None),
         email_host=_read("EMAIL_HOST", env.str, None),
         email_port=_read("EMAIL_PORT", env.int, 25, validate=Range(min=1, max=65535)),

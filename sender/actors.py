@@ -141,6 +141,7 @@ class BatchSender:
                 outcomes.append(after_answer(recipient, result.answer, result.judgement, delivery.terms, now))
                 tally = tally or gateway.Tally()
                 add_to_tally(tally, result.judgement)
+                tally.time(result.answer.milliseconds)
             elif result.skip is Skip.CLOSED:
                 outcomes.append(outside_window(recipient, delivery.terms, now))
             else:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+from collections.abc import Sequence
 from datetime import datetime
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from db.models import GatewayState
+
+# Milliseconds within which an answer came; what took longer than the last is counted once more.
+TIMING_BOUNDS = (5, 10, 20, 35, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 1500, 2000, 3000, 5000, 10_000)
 
 
 @dataclasses.dataclass(slots=True)
@@ -20,6 +25,22 @@ class Tally:
     slowed: int = 0
     blocked: int = 0
     reason: str | None = None
+    timings: list[int] = dataclasses.field(default_factory=lambda: [0] * (len(TIMING_BOUNDS) + 1))
+
+    def time(self, milliseconds: int) -> None:
+        """Count how long an answer took."""
+        self.timings[bisect.bisect_left(TIMING_BOUNDS, milliseconds)] += 1
+
+
+def percentile(timings: Sequence[int], share: float) -> float | None:
+    """Milliseconds within which this share of the answers came, about; None when there were none."""
+    rank = sum(timings) * share
+    passed, lower = 0, 0
+    for upper, amount in zip((*TIMING_BOUNDS, 2 * TIMING_BOUNDS[-1]), timings, strict=False):
+        if amount and passed + amount >= rank:
+            return lower + (upper - lower) * (rank - passed) / amount
+        passed, lower = passed + amount, upper
+    return None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,8 +60,8 @@ def add_tally(session: Session, mailing_id: int, tally: Tally) -> None:
     """Add the answers of one recorded group."""
     session.execute(
         sa.text(
-            "INSERT INTO gateway_tally (mailing_id, answered, troubled, slowed, blocked, reason)"
-            " VALUES (:mailing_id, :answered, :troubled, :slowed, :blocked, :reason)"
+            "INSERT INTO gateway_tally (mailing_id, answered, troubled, slowed, blocked, reason, timings)"
+            " VALUES (:mailing_id, :answered, :troubled, :slowed, :blocked, :reason, :timings)"
         ),
         {"mailing_id": mailing_id, **dataclasses.asdict(tally)},
     )

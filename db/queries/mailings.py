@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
@@ -86,6 +86,30 @@ def page(session: Session, state: MailingState | None, offset: int, limit: int) 
     total = session.scalar(sa.select(sa.func.count()).select_from(Mailing).where(*conditions)) or 0
     rows = session.scalars(sa.select(Mailing).where(*conditions).order_by(Mailing.id).offset(offset).limit(limit))
     return rows.all(), total
+
+
+class Filter(NamedTuple):
+    """Which mailings; None is any. Tests are listed only when asked for."""
+
+    state: MailingState | None = None
+    starts_from: datetime | None = None
+    starts_before: datetime | None = None
+    is_test: bool = False
+
+
+def latest(session: Session, wanted: Filter, beyond: int | None, limit: int, *, newer: bool = False) -> list[Mailing]:
+    """The next older mailings than the one with this id, or the next newer ones; newest first either way."""
+    statement = sa.select(Mailing).where(Mailing.deleted_at.is_(None), Mailing.is_test == wanted.is_test)
+    if wanted.state is not None:
+        statement = statement.where(Mailing.state == wanted.state)
+    if wanted.starts_from is not None:
+        statement = statement.where(Mailing.starts_at >= wanted.starts_from)
+    if wanted.starts_before is not None:
+        statement = statement.where(Mailing.starts_at < wanted.starts_before)
+    if beyond is not None:
+        statement = statement.where(Mailing.id > beyond if newer else Mailing.id < beyond)
+    found = list(session.scalars(statement.order_by(Mailing.id if newer else Mailing.id.desc()).limit(limit)))
+    return found[::-1] if newer else found
 
 
 def edit(session: Session, mailing_id: int, changes: Mapping[str, Any], now: datetime) -> Mailing:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db.models import Attempt, Client, Mailing, Message, MessageStatus, StatusCount
 from db.refusals import MissingError
@@ -21,6 +21,7 @@ class Filter(NamedTuple):
     mailing_id: int | None = None
     client_id: int | None = None
     status: MessageStatus | None = None
+    reason: str | None = None  # of a failure: messages that failed for it
 
 
 _COLUMNS = (
@@ -37,14 +38,38 @@ _COLUMNS = (
 )
 
 
-def page(session: Session, wanted: Filter, after: int, limit: int) -> Sequence[MessageRow]:
-    """The next messages after this id, in the order of their ids. Costs the same wherever in the list."""
+_Column = sa.ColumnElement[int] | InstrumentedAttribute[int]
+
+
+class Place(NamedTuple):
+    """Where in the list, which goes by id: beyond this one, in this direction."""
+
+    beyond: int | None = None
+    backwards: bool = False
+
+    def select(self, ids: sa.Select[int], column: _Column, limit: int) -> sa.Select[int]:
+        """Return the first of these ids from here on."""
+        if self.beyond is not None:
+            ids = ids.where(column < self.beyond if self.backwards else column > self.beyond)
+        return ids.order_by(column.desc() if self.backwards else column).limit(limit)
+
+
+def page(
+    session: Session, wanted: Filter, after: int | None, limit: int, *, backwards: bool = False
+) -> Sequence[MessageRow]:
+    """The next messages after this id, in the order of their ids, or before it, in the opposite one.
+
+    Costs the same wherever in the list.
+    """
+    if wanted.reason is not None:
+        wanted = wanted._replace(status=MessageStatus.FAILED)
+    place = Place(after, backwards)
     if wanted.client_id is not None:
-        ids = _ids_of_client(wanted.client_id, wanted, after, limit)
+        ids = _ids_of_client(wanted.client_id, wanted, place, limit)
     elif wanted.mailing_id is not None or wanted.status is not None:
-        ids = _ids_by_mailing_and_status(wanted, after, limit)
+        ids = _ids_by_mailing_and_status(wanted, place, limit)
     else:
-        ids = _ids_of_all(after, limit)
+        ids = _ids_of_all(place, limit)
     found = session.scalars(ids).all()
     if not found:
         return []
@@ -52,7 +77,7 @@ def page(session: Session, wanted: Filter, after: int, limit: int) -> Sequence[M
         sa.select(*_COLUMNS)
         .join(Client, Client.id == Message.client_id, isouter=True)
         .where(Message.id.in_(found))
-        .order_by(Message.id)
+        .order_by(Message.id.desc() if backwards else Message.id)
     )
     return rows.all()
 
@@ -71,24 +96,26 @@ def get(session: Session, message_id: int) -> tuple[MessageRow, Sequence[Attempt
     return row, history.all()
 
 
-def _ids_of_client(client_id: int, wanted: Filter, after: int, limit: int) -> sa.Select[int]:
+def _ids_of_client(client_id: int, wanted: Filter, place: Place, limit: int) -> sa.Select[int]:
     """One probe of the unique key for each mailing, of which there are few beside the messages."""
     probes = sa.select(Message.id, Message.status).where(
         Message.mailing_id == Mailing.id, Message.client_id == client_id
     )
+    if wanted.reason is not None:
+        probes = probes.where(Message.last_error == wanted.reason)
     mailings = sa.select(Mailing.id.label("mailing_id")).where(Mailing.deleted_at.is_(None))
     if wanted.mailing_id is not None:
         mailings = mailings.where(Mailing.id == wanted.mailing_id)
     # OFFSET 0 keeps the planner from walking all messages in the order of their ids instead.
     probe = probes.offset(sa.literal_column("0")).lateral("probe")
     found = mailings.add_columns(probe.c.id, probe.c.status).join(probe, sa.true()).cte("found")
-    ids = sa.select(found.c.id).where(found.c.id > after)
+    ids = sa.select(found.c.id)
     if wanted.status is not None:
         ids = ids.where(found.c.status == wanted.status)
-    return ids.order_by(found.c.id).limit(limit)
+    return place.select(ids, found.c.id, limit)
 
 
-def _ids_by_mailing_and_status(wanted: Filter, after: int, limit: int) -> sa.Select[int]:
+def _ids_by_mailing_and_status(wanted: Filter, place: Place, limit: int) -> sa.Select[int]:
     """The first ids of every (mailing, status) that has any, each from the index made for it, then the first of all.
 
     The counters tell where there are any, so that a rare status is found without walking a table of millions.
@@ -105,21 +132,18 @@ def _ids_by_mailing_and_status(wanted: Filter, after: int, limit: int) -> sa.Sel
     if wanted.status is not None:
         pairs = pairs.where(StatusCount.status == wanted.status)
     pair = pairs.cte("pair")
-    first = (
-        sa.select(Message.id)
-        .where(Message.mailing_id == pair.c.mailing_id, Message.status == pair.c.status, Message.id > after)
-        .order_by(Message.id)
-        .limit(limit)
-        .lateral("first")
+    of_pair = sa.select(Message.id).where(Message.mailing_id == pair.c.mailing_id, Message.status == pair.c.status)
+    if wanted.reason is not None:
+        # The status once more, as a constant: only so does the planner see that the index of reasons fits.
+        of_pair = of_pair.where(
+            Message.last_error == wanted.reason, Message.status == sa.literal_column(f"'{MessageStatus.FAILED}'")
+        )
+    first = place.select(of_pair, Message.id, limit).lateral("first")
+    return Place(None, place.backwards).select(
+        sa.select(first.c.id).select_from(pair.join(first, sa.true())), first.c.id, limit
     )
-    return sa.select(first.c.id).select_from(pair.join(first, sa.true())).order_by(first.c.id).limit(limit)
 
 
-def _ids_of_all(after: int, limit: int) -> sa.Select[int]:
+def _ids_of_all(place: Place, limit: int) -> sa.Select[int]:
     deleted = sa.select(Mailing.id).where(Mailing.deleted_at.is_not(None))
-    return (
-        sa.select(Message.id)
-        .where(Message.id > after, Message.mailing_id.not_in(deleted))
-        .order_by(Message.id)
-        .limit(limit)
-    )
+    return place.select(sa.select(Message.id).where(Message.mailing_id.not_in(deleted)), Message.id, limit)

@@ -57,18 +57,33 @@ def exist(session: Session) -> bool:
 
 def create(session: Session, email: str, password: str, role: Role) -> UserAccount:
     """Add a user; raise InvalidError, or ConflictError when the address is taken."""
-    email = normalise_email(email)
     check_password(password)
+    user = _add(session, normalise_email(email), password, role)
+    if user is None:
+        raise ConflictError("a user with this e-mail address exists already", field="email")
+    return user
+
+
+def ensure(session: Session, email: str, password: str) -> bool:
+    """Make this admin unless there is a user of this address; whether there was none. Any password will do."""
+    return _add(session, normalise_email(email), password, Role.ADMIN) is not None
+
+
+def find(session: Session, email: str) -> UserAccount | None:
+    """The user with this address; raise InvalidError for what cannot be one."""
+    return session.scalar(sa.select(UserAccount).where(UserAccount.email == normalise_email(email)))
+
+
+def _add(session: Session, email: str, password: str, role: Role) -> UserAccount | None:
     statement = (
         insert(UserAccount)
         .values(email=email, password_hash=passwords.digest(password), role=role)
         .on_conflict_do_nothing(index_elements=[UserAccount.email])
         .returning(UserAccount)
     )
-    user = session.scalar(statement)
-    if user is None:
-        raise ConflictError("a user with this e-mail address exists already", field="email")
-    audit.record(session, "user.create", _subject(user), after={"email": email, "role": role})
+    user: UserAccount | None = session.scalar(statement)
+    if user is not None:
+        audit.record(session, "user.create", _subject(user), after={"email": email, "role": role})
     return user
 
 
@@ -118,7 +133,7 @@ def set_preferences(session: Session, user_id: int, language: str | None, timezo
 def begin_attempt(session: Session, email: str, address: str, now: datetime) -> int | None:
     """Note a log-in about to be checked; None when there were too many.
 
-    Noted, and committed by the caller, before the password is looked at: a hundred guesses at once then count each other.
+    Noted, and committed by the caller, before the password is looked at: a hundred guesses at once count each other.
     """
     account = email.strip().lower()[:254]
     attempt_id = session.execute(
