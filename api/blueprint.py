@@ -13,6 +13,7 @@ from webargs import core
 from webargs.flaskparser import FlaskParser, abort
 
 from api.errors import ErrorSchema
+from api.fields import OptionalInput
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any] | type)
 
@@ -30,6 +31,12 @@ _POSSIBLE_WITH_BODY = {413: "REQUEST_ENTITY_TOO_LARGE", 415: "UNSUPPORTED_MEDIA_
 
 class _StrictParser(FlaskParser):
     """Bodies are JSON and say so. orjson refuses what the standard library lets pass: NaN, 1e400, lone surrogates."""
+
+    def load_json(self, req: Request, schema: Schema) -> Any:
+        loaded = super().load_json(req, schema)
+        if loaded is core.missing and not isinstance(schema, OptionalInput):
+            abort(422, message="a JSON body is needed", errors={"json": {"_schema": ["a body is needed"]}})
+        return loaded
 
     def _raw_load_json(self, req: Request) -> Any:
         body = req.get_data(cache=True)

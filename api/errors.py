@@ -51,6 +51,12 @@ class Api(flask_smorest.Api):  # type: ignore[misc]
     ERROR_SCHEMA = ErrorSchema
     DEFAULT_ERROR_RESPONSE_NAME = None
 
+    def _register_pagination_header(self) -> None:
+        """Ours is documented where it is sent."""
+
+    def _register_etag_headers(self) -> None:
+        """There are none."""
+
     def handle_http_exception(self, error: HTTPException) -> Response:
         """Answer for `abort` and for Flask's own errors, with their headers (Allow, WWW-Authenticate, Retry-After)."""
         given: dict[str, Any] = getattr(error, "data", None) or {}

@@ -34,6 +34,10 @@ class Input(Schema):
         unknown = RAISE
 
 
+class OptionalInput(Input):
+    """The same, and no body at all says as much as an empty object."""
+
+
 class Answer(Schema):
     """What callers get. The schema documents it; the views build it, in plain types that orjson writes at once."""
 

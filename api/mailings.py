@@ -22,6 +22,7 @@ from api.fields import (
     Input,
     Matching,
     OperatorCode,
+    OptionalInput,
     PageQuery,
     Tags,
     Text,
@@ -173,7 +174,7 @@ class ControlledMailing(MailingSchema):
     by_status = fields.Nested(ByStatus, required=True, metadata=about("The same by status."))
 
 
-class RetryInput(Input):
+class RetryInput(OptionalInput):
     """Which of the failed messages."""
 
     reasons = fields.List(

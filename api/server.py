@@ -18,16 +18,26 @@ from common.settings import Settings
 
 THREADS = 8
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # Private directories are made in it.
+_PREFIX = "mailings-api-"
 
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM; requests at work then get the time to finish."""
     memory = str(SHARED_MEMORY) if os.access(SHARED_MEMORY, os.W_OK) else None
-    metrics_directory = tempfile.mkdtemp(prefix="mailings-api-", dir=memory)
+    _remove_left_behind(Path(memory or tempfile.gettempdir()))
+    metrics_directory = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=memory)
     # Read by prometheus_client when it is imported: nothing before this line may do that.
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_directory
     gunicorn.util.write_error = _write_error
     _Server(settings, memory, metrics_directory).run()
+
+
+def _remove_left_behind(parent: Path) -> None:
+    """Remove the directories of servers that were killed and could not do it themselves."""
+    for directory in parent.glob(f"{_PREFIX}*-*"):
+        pid = directory.name.removeprefix(_PREFIX).partition("-")[0]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 class _Server(BaseApplication):  # type: ignore[misc]

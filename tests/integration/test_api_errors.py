@@ -159,7 +159,7 @@ def test_paths_work_with_and_without_the_slash(api: Api, path: str) -> None:
         assert api.get(spelling).status_code == 200
 
 
-def test_a_mistake_of_our_own_is_told_without_details(api: Api, app: Flask, api_engine: sa.Engine) -> None:
+def test_a_mistake_of_our_own_is_told_without_details(api: Api, api_engine: sa.Engine) -> None:
     with api_engine.begin() as connection:
         connection.execute(sa.text("ALTER TABLE mailing RENAME COLUMN name TO title"))
     try:
