@@ -14,9 +14,16 @@ def normalise_url(url: str) -> sa.URL:
     return parsed.set(drivername="postgresql+psycopg2")
 
 
-def connect_arguments(application_name: str, statement_timeout_seconds: float) -> dict[str, Any]:
-    """libpq options: bounded waiting everywhere, and keepalives so that a cut network is noticed in about 15 s."""
+def connect_arguments(
+    application_name: str, statement_timeout_seconds: float, idle_transaction_seconds: float = 60
+) -> dict[str, Any]:
+    """libpq options: bounded waiting everywhere, and keepalives so that a cut network is noticed in about 15 s.
+
+    A process that is frozen inside a transaction holds its locks for `idle_transaction_seconds`: short where others
+    may wait for them.
+    """
     milliseconds = int(statement_timeout_seconds * 1000)
+    idle_milliseconds = int(idle_transaction_seconds * 1000)
     return {
         "connect_timeout": 3,
         "application_name": application_name,
@@ -26,13 +33,18 @@ def connect_arguments(application_name: str, statement_timeout_seconds: float) -
         "tcp_user_timeout": 15_000,
         "options": (
             f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}"
-            " -c idle_in_transaction_session_timeout=60000 -c timezone=UTC"
+            f" -c idle_in_transaction_session_timeout={idle_milliseconds} -c timezone=UTC"
         ),
     }
 
 
 def make_engine(
-    url: str, application_name: str, pool_size: int = 5, max_overflow: int = 0, statement_timeout_seconds: float = 30
+    url: str,
+    application_name: str,
+    pool_size: int = 5,
+    max_overflow: int = 0,
+    statement_timeout_seconds: float = 30,
+    idle_transaction_seconds: float = 60,
 ) -> sa.Engine:
     """An engine that opens no connection yet; a dead pooled connection is replaced silently."""
     return sa.create_engine(
@@ -41,6 +53,6 @@ def make_engine(
         max_overflow=max_overflow,
         pool_pre_ping=True,
         pool_recycle=1800,
-        connect_args=connect_arguments(application_name, statement_timeout_seconds),
+        connect_args=connect_arguments(application_name, statement_timeout_seconds, idle_transaction_seconds),
         executemany_mode="values_plus_batch",
     )

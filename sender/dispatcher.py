@@ -30,7 +30,7 @@ from sender import breaker
 from sender.actors import SEND_BATCH
 from sender.broker import BATCHES_QUEUE, IMPORTS_QUEUE, SafeRabbitmqBroker, connect, publish
 from sender.imports import ACTOR as IMPORT_CLIENTS
-from sender.worker import process_name, stop_signal
+from sender.worker import IDLE_TRANSACTION_SECONDS, process_name, stop_signal
 
 log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
@@ -356,5 +356,11 @@ def run(settings: Settings) -> None:
     """Run a dispatcher until SIGTERM or SIGINT."""
     assert settings.database_url
     assert settings.amqp_url
-    engine = make_engine(settings.database_url, "mailings dispatcher", pool_size=5, statement_timeout_seconds=60)
+    engine = make_engine(
+        settings.database_url,
+        "mailings dispatcher",
+        pool_size=5,
+        statement_timeout_seconds=60,
+        idle_transaction_seconds=IDLE_TRANSACTION_SECONDS,
+    )
     Dispatcher(engine, connect(settings.amqp_url), settings.gateway_rate_limit or None).run(stop_signal())

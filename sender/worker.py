@@ -31,6 +31,9 @@ log = structlog.get_logger(__name__)
 # Batches in hand at once, by thread: each waits for the gateway most of the time. See docs/decisions.md for the sizes.
 BATCH_THREADS = 8
 DATABASE_CONNECTIONS = 4
+# A process that is frozen inside a transaction must not hold up the others for longer. Nobody here ever waits for
+# anything but PostgreSQL inside one.
+IDLE_TRANSACTION_SECONDS = 3.0
 # Compose and the native runner wait a little longer than this before they kill.
 DRAIN_SECONDS = 25.0
 WORKER_TIMEOUT_MILLISECONDS = 100
@@ -67,7 +70,11 @@ def run_batches(settings: Settings) -> None:
     assert settings.gateway_url
     name = process_name("sender")
     engine = make_engine(
-        settings.database_url, "mailings sender", DATABASE_CONNECTIONS + 2, statement_timeout_seconds=15
+        settings.database_url,
+        "mailings sender",
+        DATABASE_CONNECTIONS + 2,
+        statement_timeout_seconds=15,
+        idle_transaction_seconds=IDLE_TRANSACTION_SECONDS,
     )
     sessions = sessionmaker(engine, expire_on_commit=False)
     clock = DatabaseClock()
