@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import pika  # type: ignore[import-untyped]
+import pika
 import psycopg2
 import requests
 import sqlalchemy as sa

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import SystemMaker
-from tests.system import GATEWAY_TOKEN, LATENCY, PATIENCE_SECONDS, System
+from tests.system import CONCURRENCY, GATEWAY_TOKEN, LATENCY, PATIENCE_SECONDS, SENDING_PROCESSES, System
 from tools.processes import wait_until
 
 HALFWAY = 7_000
@@ -64,6 +64,7 @@ def test_an_outage_costs_two_attempts_at_most_and_full_speed_is_back_in_ten_seco
         system.check(
             mailing,
             "gateway refuses for 15 s",
+            repeats=CONCURRENCY * SENDING_PROCESSES,  # It resets the connections on which it owes an answer.
             note=f"{before:.0f}/s before, {after:.0f}/s ten seconds after its return",
         )
         # The last one is the attempt that succeeded.
