@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,7 +16,8 @@ from api.blueprint import Blueprint, id_parameter
 from api.database import database, session
 from api.fields import Answer, PageQuery, about
 from api.paging import X_PAGINATION, Paged, offset_of, paged
-from api.upload import FILE_FIELD, UploadError, file_blocks
+from common import csv_export
+from common.upload import FILE_FIELD, UploadError, file_blocks
 from db.csv_rows import UnreadableFileError
 from db.models import ImportJob, ImportState
 from db.queries import imports
@@ -31,9 +29,6 @@ MAX_FILE_BYTES = 512 * 1024 * 1024
 REJECTED_AT_ONCE = 1000
 _EXAMPLE = "phone,operator_code,tags,timezone,name\n+79161234567,916,vip|new,Europe/Moscow,Anna\n"
 _NO_SUCH = "There is no such import."
-# What a spreadsheet would run as a formula, unless it is just a number: phones stay as they are.
-_FORMULA = re.compile(r"[=+\-@＝＋－＠\t\r\n]")
-_HARMLESS = re.compile(r"[+-]?[0-9 ().-]*\Z")
 
 
 class ErrorLineSchema(Answer):
@@ -187,8 +182,7 @@ class RejectedRows(MethodView):
 
 
 def _rejected_csv(engine: Engine, job: ImportJob) -> Iterator[str]:
-    # The mark makes spreadsheets read UTF-8; our own import passes over it.
-    yield "\ufeff" + _csv_lines([["line", "reason", *job.columns]], job.delimiter)
+    yield csv_export.BYTE_ORDER_MARK + csv_export.lines([["line", "reason", *job.columns]], job.delimiter)
     # While the caller reads, for hours maybe, no connection is held.
     line = 0
     while True:
@@ -197,15 +191,4 @@ def _rejected_csv(engine: Engine, job: ImportJob) -> Iterator[str]:
         if not rows:
             return
         line = rows[-1].line
-        yield _csv_lines([[str(row.line), row.reason, *row.cells] for row in rows], job.delimiter)
-
-
-def _csv_lines(rows: Sequence[Sequence[str]], delimiter: str) -> str:
-    text = io.StringIO()
-    csv.writer(text, delimiter=delimiter).writerows([[without_formula(cell) for cell in row] for row in rows])
-    return text.getvalue()
-
-
-def without_formula(cell: str) -> str:
-    """The cell as text, whatever a spreadsheet would make of it."""
-    return f"'{cell}" if _FORMULA.match(cell) and not _HARMLESS.match(cell) else cell
+        yield csv_export.lines([[str(row.line), row.reason, *row.cells] for row in rows], job.delimiter)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -63,9 +63,9 @@ def flow(session: Session, since: datetime, step: timedelta, mailing_id: int | N
 
 def flow_span(session: Session, mailing_id: int) -> tuple[datetime, datetime] | None:
     """The first and the last minute in which anything happened to a mailing's messages."""
-    minutes = sa.select(sa.func.min(StatusFlow.minute), sa.func.max(StatusFlow.minute))
-    first, last = session.execute(minutes.where(StatusFlow.mailing_id == mailing_id)).one()
-    return None if first is None else (first, last)
+    statement = sa.select(sa.func.min(StatusFlow.minute), sa.func.max(StatusFlow.minute))
+    span: Any = session.execute(statement.where(StatusFlow.mailing_id == mailing_id)).one()
+    return (span[0], span[1]) if span[0] else None
 
 
 def rates(session: Session, mailing_ids: Iterable[int], now: datetime) -> Mapping[int, float]:

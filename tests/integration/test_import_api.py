@@ -20,7 +20,7 @@ from flask import Flask
 from sqlalchemy.orm import Session
 from werkzeug.test import TestResponse
 
-from api.imports import without_formula
+from common.csv_export import without_formula
 from db.models import ImportChunk, ImportJob
 from sender.imports import run_import
 from tests.integration.conftest import FULL_KEY, Api
