@@ -13,7 +13,20 @@ from flask import Flask, Response, g, request
 from flask.json.provider import JSONProvider
 from werkzeug.routing import IntegerConverter
 
-from api import auth, clients, docs, errors, health, imports, mailings, messages, metrics, receipts, statistics
+from api import (
+    auth,
+    clients,
+    docs,
+    errors,
+    health,
+    imports,
+    mailings,
+    messages,
+    metrics,
+    previews,
+    receipts,
+    statistics,
+)
 from api.database import database, engine_options
 from api.fields import BIGINT_MAX
 from common.settings import Settings
@@ -75,7 +88,7 @@ def create_app(settings: Settings, threads: int = 8) -> Flask:
     auth.protect(app)
     api = errors.Api(app)
     errors.register(app)
-    for resource in (clients, imports, mailings, statistics, messages, receipts):
+    for resource in (clients, imports, mailings, previews, statistics, messages, receipts):
         api.register_blueprint(resource.blueprint)
     app.register_blueprint(health.blueprint)
     app.register_blueprint(docs.make_blueprint(api))

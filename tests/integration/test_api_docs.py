@@ -58,6 +58,7 @@ def test_every_path_of_the_contract_is_documented(document: dict[str, Any]) -> N
         "/api/v1/mailing/{mailing_id}/resume/": {"post"},
         "/api/v1/mailing/{mailing_id}/cancel/": {"post"},
         "/api/v1/mailing/{mailing_id}/retry-failed/": {"post"},
+        "/api/v1/mailing/preview/": {"post"},
         "/api/v1/mailing/mailingsStatisticsOverall/": {"get"},
         "/api/v1/message/": {"get"},
         "/api/v1/message/{message_id}/": {"get"},
