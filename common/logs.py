@@ -49,6 +49,8 @@ def configure(level: str, log_format: str, service: str) -> None:
     logging.basicConfig(
         level=max(logging.WARNING, logging.getLevelNamesMapping()[level]), handlers=[handler], force=True
     )
+    # Eight lines and stack traces for each attempt to reach a broker that is away; who calls it says so in one.
+    logging.getLogger("pika").setLevel(logging.CRITICAL)
     logging.captureWarnings(capture=True)
 
 
