@@ -171,14 +171,13 @@ class Supervisor:
             if not is_set(name, self.env):
                 self.env[name] = credentials.ensure(self.local.secrets, name, self.env)
         if not is_set("GATEWAY_URL", self.env):
-            port = self._port("GATEWAY_PORT", 8100, "the simulated gateway")
+            self.env["GATEWAY_PORT"] = port = self._port("GATEWAY_PORT", 8100, "the simulated gateway")
             self.env["GATEWAY_URL"] = f"http://127.0.0.1:{port}"
             if not is_set("GATEWAY_TOKEN", self.env):
                 self.env["GATEWAY_TOKEN"] = credentials.ensure(self.local.secrets, "GATEWAY_TOKEN", self.env)
             self.access["gateway"] = self.env["GATEWAY_URL"]
-            self.env["GATEWAY_PORT"] = str(port)
-        self.env["API_PORT"] = str(self._port("API_PORT", 8000, "the API"))
-        self.env["ADMIN_PORT"] = str(self._port("ADMIN_PORT", 8001, "the admin pages"))
+        self.env["API_PORT"] = self._port("API_PORT", 8000, "the API")
+        self.env["ADMIN_PORT"] = self._port("ADMIN_PORT", 8001, "the admin pages")
         os.environ.update(self.env)
         settings = load().require("secret_key", "gateway_url", "gateway_token")
         self.access["api"] = f"http://127.0.0.1:{settings.api_port}"
@@ -188,15 +187,16 @@ class Supervisor:
             self.access["admin_email"] = str(settings.admin_email)
             self.access["admin_password"] = str(settings.admin_password)
 
-    def _port(self, variable: str, usual: int, what: str) -> int:
+    def _port(self, variable: str, usual: int, what: str) -> str:
         if wanted := self.env.get(variable):
+            # What is no number at all is left to the settings to refuse.
             if wanted.isdigit() and not is_free(int(wanted)):
                 raise StartError(f"{variable}: port {wanted} is taken by another program")
-            return int(wanted)
+            return wanted
         port = free_port(usual)
         if port != usual:
             self.notes.append(f"Port {usual} is taken by another program: {what} is on port {port}.")
-        return port
+        return str(port)
 
     def _migrate(self) -> None:
         migration = self._process("migrate", "db", "upgrade")

@@ -24,14 +24,13 @@ from tools.servers import POSTGRESQL_SETTINGS
 ROOT = Path(__file__).resolve().parents[2]
 # Understood by Compose and the native runner, of no interest to the services.
 STARTING_ONLY = {"GATEWAY_PORT", "MAIL_PORT"}
-CODE_OF_IMAGES = {
-    "api": ("common", "db", "api"),
-    "migrate": ("common", "db", "tools/credentials.py"),
-    "sender": ("common", "db", "sender"),
-    "simulator": ("simulator",),
+# Where the programs of an image begin.
+ENTRIES = {
+    "api": ("api/__main__.py", "api/server.py"),
+    "migrate": ("db/__main__.py", "db/migrations/env.py", "tools/credentials.py"),
+    "sender": ("sender/__main__.py", "sender/health.py"),
+    "simulator": ("simulator/__main__.py",),
 }
-# Only `python -m db upgrade` loads it, and only the images of the API and of the migrations have what it imports.
-NOT_LOADED = {"sender": {"db/migrate.py", "db/__main__.py", "db/migrations"}}
 
 
 @pytest.fixture(scope="module")
@@ -80,34 +79,45 @@ def test_locks_carry_hashes_and_no_address() -> None:
         assert "--find-links" not in text
 
 
-@pytest.mark.parametrize("image", CODE_OF_IMAGES)
+@pytest.mark.parametrize("image", ENTRIES)
 def test_image_has_every_package_that_its_code_imports(image: str) -> None:
     lock = (ROOT / "requirements" / f"{image}.txt").read_text()
     locked = set(re.findall(r"^([a-z0-9-]+)==", lock, re.MULTILINE))
     # For instance psycopg2 comes from psycopg2-binary.
     distributions = packages_distributions()
 
-    for module in imported_modules(image) - set(sys.stdlib_module_names):
-        sources = {re.sub(r"[-_.]+", "-", name).lower() for name in distributions.get(module, [])}
-        if sources:  # otherwise it is our own
-            assert sources & locked, f"{module} is imported, but requirements/{image}.txt lacks {sources}"
+    foreign = {name.partition(".")[0] for name in imported_from([ROOT / entry for entry in ENTRIES[image]])}
+    for module in foreign & set(distributions):
+        sources = {re.sub(r"[-_.]+", "-", name).lower() for name in distributions[module]}
+        assert sources & locked, f"{module} is imported, but requirements/{image}.txt lacks {sources}"
 
 
-def imported_modules(image: str) -> set[str]:
-    """The first part of every absolute import in the image's code."""
-    found = set()
-    for place in CODE_OF_IMAGES[image]:
-        files = [ROOT / place] if place.endswith(".py") else (ROOT / place).rglob("*.py")
-        for file in files:
-            if not any(str(file.relative_to(ROOT)).startswith(name) for name in NOT_LOADED.get(image, ())):
-                found |= imports_of(ast.parse(file.read_text()))
-    return {name.partition(".")[0] for name in found}
+def imported_from(entries: list[Path]) -> set[str]:
+    """Every name that these files import, themselves or through other files of ours."""
+    names: set[str] = set()
+    waiting, seen = list(entries), set(entries)
+    while waiting:
+        imported = imports_of(ast.parse(waiting.pop().read_text()))
+        names |= imported
+        ours = {file for name in imported for file in files_of(name)} - seen
+        seen |= ours
+        waiting += ours
+    return names
 
 
 def imports_of(tree: ast.AST) -> set[str]:
-    """The modules that a file imports by an absolute name."""
-    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    return names | {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level}
+    """The modules that a file imports, and the names it takes from them, which may be modules, too."""
+    found = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def files_of(module: str) -> list[Path]:
+    """Our files behind a module's name; none if it is not ours."""
+    path = ROOT / module.replace(".", "/")
+    return [file for file in (path.with_suffix(".py"), path / "__init__.py") if file.exists()]
 
 
 # --- .env and the secrets ---------------------------------------------------------------------------------------------
