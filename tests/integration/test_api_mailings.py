@@ -316,3 +316,27 @@ def test_deleting_keeps_what_a_completed_mailing_was(api: Api, api_session: Sess
 
     api_session.refresh(mailing)
     assert (mailing.state, mailing.finished_at) == (MailingState.COMPLETED, finished_at)
+
+
+def test_an_edit_that_meets_the_start_waits_for_it_and_is_refused(
+    api: Api, app: Flask, api_session: Session, api_engine: sa.Engine
+) -> None:
+    make_mailing(api_session, state=MailingState.SCHEDULED)
+    with ThreadPoolExecutor(1) as threads, api_engine.connect() as dispatcher:
+        dispatcher.execute(sa.text("UPDATE mailing SET state = 'running', started_at = now()"))
+        edit = threads.submit(lambda: Api(app.test_client(), api.key).patch("/mailing/1/", {"text": "Other"}))
+        _wait_for_a_blocked_statement(api_session)
+        dispatcher.commit()
+
+        answer = edit.result(timeout=10)
+
+    assert answer.status_code == 409
+    assert api.get("/mailing/1/").get_json()["text"] == "Hello"
+
+
+def _wait_for_a_blocked_statement(session: Session) -> None:
+    give_up_at = datetime.now(UTC) + timedelta(seconds=10)
+    blocked = sa.text("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
+    while not session.scalar(blocked):
+        session.rollback()
+        assert datetime.now(UTC) < give_up_at
