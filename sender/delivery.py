@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from datetime import datetime
 from enum import StrEnum
-from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from db.queries.batches import Recipient, Standing, TakenBatch
@@ -16,7 +16,7 @@ from sender.answers import Answer, Judgement
 from sender.clock import DatabaseClock
 from sender.outcomes import Terms
 
-# Results are recorded in groups: at most so many, and none waits longer. A group costs one commit.
+# Results are recorded in groups: of so many as soon as they are there, of fewer when one has waited so long.
 GROUP_SIZE = 200
 GROUP_SECONDS = 0.03
 
@@ -56,7 +56,10 @@ Result = Called | Skipped
 
 
 class Delivery:
-    """The calls of one batch. The client's loop takes from it, the actor's thread reads the results."""
+    """The calls of one batch. The client's loop takes from it and puts results in, the actor's thread reads them.
+
+    The actor is woken for a group of results, not for each: a thread switch costs more than a call.
+    """
 
     def __init__(
         self, batch: TakenBatch, terms: Terms, calls: list[Call], clock: DatabaseClock, lease_seconds: float
@@ -66,7 +69,10 @@ class Delivery:
         self.terms = terms
         self.size = len(calls)
         self.withdrawn: set[int] = set()  # client ids
-        self.results: SimpleQueue[Result] = SimpleQueue()
+        self.results: deque[Result] = deque()
+        self.group_due_at: float | None = None  # monotonic; None while there is nothing to record
+        self._group_ready = threading.Event()
+        self._put = 0
         self._clock = clock
         self._waiting = deque(calls)
         self._stopped = False
@@ -96,17 +102,26 @@ class Delivery:
         """Start no further call of this batch."""
         self._stopped = True
 
+    def is_over(self, now: float) -> bool:
+        """Whether nothing of this batch may be started any more at this monotonic time."""
+        return self._stopped or now >= self._lease_deadline or now >= self.end_deadline
+
+    @property
+    def is_accounted_for(self) -> bool:
+        """Whether every message has a result."""
+        return self._put == self.size
+
     def next_call(self, now: float) -> Call | None:
         """The next call to start at this monotonic time, or None when none is left."""
-        if self._stopped or now >= self._lease_deadline or now >= self.end_deadline:
+        if self.is_over(now):
             self.return_rest()
             return None
         while self._waiting:
             call = self._waiting.popleft()
             if call.recipient.client_id in self.withdrawn:
-                self.results.put(Skipped(call.recipient, Skip.WITHDRAWN))
+                self.put(Skipped(call.recipient, Skip.WITHDRAWN))
             elif self.terms.window is not None and not self._window_is_open(call.recipient, now):
-                self.results.put(Skipped(call.recipient, Skip.CLOSED))
+                self.put(Skipped(call.recipient, Skip.CLOSED))
             else:
                 return call
         return None
@@ -114,21 +129,33 @@ class Delivery:
     def return_rest(self) -> None:
         """Report everything not yet called for as returned."""
         while self._waiting:
-            self.results.put(Skipped(self._waiting.popleft().recipient, Skip.RETURNED))
+            self.put(Skipped(self._waiting.popleft().recipient, Skip.RETURNED))
+
+    def put(self, result: Result) -> None:
+        """Take in a result; `hand_over` wakes the actor for it when its group is due."""
+        self.results.append(result)
+        self._put += 1
+        if self.group_due_at is None:
+            self.group_due_at = time.monotonic() + GROUP_SECONDS
+
+    def hand_over(self, now: float) -> None:
+        """Wake the actor if there is a group worth a commit, or one that has waited long enough."""
+        if self.group_due_at is None:
+            return
+        if now >= self.group_due_at or len(self.results) >= GROUP_SIZE or self.is_accounted_for:
+            self.group_due_at = None
+            self._group_ready.set()
 
     def groups(self) -> Iterator[list[Result]]:
         """The results as they come, in groups worth a commit, until every message is accounted for."""
         left = self.size
         while left:
-            group = [self.results.get()]
-            deadline = time.monotonic() + GROUP_SECONDS
-            while len(group) < min(left, GROUP_SIZE):
-                try:
-                    group.append(self.results.get(timeout=max(0.0, deadline - time.monotonic())))
-                except Empty:
-                    break
+            self._group_ready.wait()
+            self._group_ready.clear()
+            group = [self.results.popleft() for _ in range(len(self.results))]
             left -= len(group)
-            yield group
+            if group:
+                yield group
 
     def _window_is_open(self, recipient: Recipient, now: float) -> bool:
         zone = recipient.timezone

@@ -148,8 +148,10 @@ class Dispatcher:
             while not self._stopping.is_set():
                 if select.select([raw], [], [], POLL_SECONDS)[0]:
                     raw.poll()
+                    self._release_wanted.set()
+                    if any(notice.payload != batches.ROOM for notice in raw.notifies):
+                        self._housekeeping_wanted.set()
                     raw.notifies.clear()
-                    self._wake()
 
     def _wait(self, wanted: threading.Event, seconds: float) -> None:
         wanted.wait(seconds)

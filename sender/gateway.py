@@ -29,6 +29,7 @@ log = structlog.get_logger(__name__)
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 BODY_LIMIT_BYTES = 64 * 1024  # A real answer has some dozen bytes; ten megabytes are not read.
+IDLE_SECONDS = 0.5  # Leases, ends and pauses are looked at this often even when nothing happens.
 # One mailing may use this share of the calls in flight, so that one whose calls all hang leaves room for the others.
 MAILING_SHARE = 0.8
 # The exponentially weighted share of failing calls, of every mailing, beyond which this process stops by itself.
@@ -58,6 +59,14 @@ _FAULTS = {
     pycurl.E_SSL_ISSUER_ERROR: Fault.TLS,
     pycurl.E_SSL_ENGINE_INITFAILED: Fault.TLS,
     pycurl.E_SSL_INVALIDCERTSTATUS: Fault.TLS,
+}
+
+
+_EPOLL_EVENTS = {
+    pycurl.POLL_NONE: 0,
+    pycurl.POLL_IN: select.EPOLLIN,
+    pycurl.POLL_OUT: select.EPOLLOUT,
+    pycurl.POLL_INOUT: select.EPOLLIN | select.EPOLLOUT,
 }
 
 
@@ -102,6 +111,7 @@ class GatewayClient:
         self._busy = 0  # in flight, or not yet recorded
         self._busy_of: defaultdict[int, int] = defaultdict(int)  # the same by mailing
         self._incoming: deque[Delivery] = deque()
+        self._active: set[Delivery] = set()  # until every message has a result
         self._freed: deque[tuple[int, int]] = deque()
         self._ring: deque[int] = deque()  # mailing ids, in turn
         self._deliveries: dict[int, deque[Delivery]] = {}
@@ -113,6 +123,7 @@ class GatewayClient:
         self._closed = False
         self._timer: float | None = None
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._watched: set[int] = set()  # descriptors
         self._epoll = select.epoll()
         self._epoll.register(self._wakeup, select.EPOLLIN)
         self._multi = pycurl.CurlMulti()
@@ -149,12 +160,13 @@ class GatewayClient:
 
     def close(self) -> None:
         """End the loop at once and close every connection."""
-        self._closed = True
         self._wake()
+        self._closed = True
         self._thread.join(timeout=5)
 
     def _wake(self) -> None:
-        os.eventfd_write(self._wakeup, 1)
+        if not self._closed:
+            os.eventfd_write(self._wakeup, 1)
 
     # The loop -----------------------------------------------------------------------------------------------------
 
@@ -162,17 +174,28 @@ class GatewayClient:
         try:
             while not self._closed:
                 self._round()
+            self._disconnect()
         except Exception:
             # Without its loop the process is useless: end it, its supervisor starts a new one and leases run out.
             log.exception("gateway_loop_failed")
             os._exit(70)
 
+    def _disconnect(self) -> None:
+        """Abandon what is on the wire and close every connection."""
+        for slot in self._slots.values():
+            if slot.call is not None:
+                self._multi.remove_handle(slot.handle)
+        self._multi.close()
+        self._epoll.close()
+        os.close(self._wakeup)
+
     def _round(self) -> None:
         self._take_in()
-        pause = self._start_calls()
+        now = time.monotonic()
+        pause = min(self._start_calls(now), self._hand_over(now))
         if self._timer is not None:
-            pause = min(pause, max(0.0, self._timer - time.monotonic()))
-        for descriptor, events in self._epoll.poll(pause):
+            pause = min(pause, self._timer - now)
+        for descriptor, events in self._epoll.poll(max(0.0, pause)):
             if descriptor == self._wakeup:
                 os.eventfd_read(self._wakeup)
             else:
@@ -181,6 +204,19 @@ class GatewayClient:
             self._timer = None
             self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
         self._finish_calls()
+
+    def _hand_over(self, now: float) -> float:
+        """Look after the deliveries under way; seconds until the next has a group to record."""
+        pause = IDLE_SECONDS
+        for delivery in list(self._active):
+            if delivery.is_over(now):
+                delivery.return_rest()
+            delivery.hand_over(now)
+            if delivery.is_accounted_for:
+                self._active.discard(delivery)
+            elif delivery.group_due_at is not None:
+                pause = min(pause, delivery.group_due_at - now)
+        return pause
 
     def _take_in(self) -> None:
         while self._freed:
@@ -195,6 +231,7 @@ class GatewayClient:
                 self._deliveries[delivery.mailing_id] = deque()
                 self._ring.append(delivery.mailing_id)
             self._deliveries[delivery.mailing_id].append(delivery)
+            self._active.add(delivery)
         if self._draining:
             self._return_everything()
 
@@ -205,9 +242,8 @@ class GatewayClient:
         self._deliveries.clear()
         self._ring.clear()
 
-    def _start_calls(self) -> float:
+    def _start_calls(self, now: float) -> float:
         """Start what may start now; seconds until it is worth looking again."""
-        now = time.monotonic()
         share = max(1, int(self._concurrency * MAILING_SHARE))
         skipped = 0
         while self._ring and self._busy < self._limit and skipped < len(self._ring):
@@ -218,10 +254,10 @@ class GatewayClient:
                 continue
             wait = 0.0 if self._permit else self._pace.wait_seconds(now)
             if wait > 0:
-                return min(wait, 0.5)
+                return min(wait, IDLE_SECONDS)
             self._permit = not self._start_next(mailing_id, now)  # Not used: kept for the next mailing's call.
             skipped = 0
-        return 0.5  # Leases, ends and pauses are looked at this often even when nothing happens.
+        return IDLE_SECONDS
 
     def _start_next(self, mailing_id: int, now: float) -> bool:
         """Start the mailing's next call; False when it has none and has left the ring."""
@@ -280,16 +316,17 @@ class GatewayClient:
         return slot
 
     def _finish_calls(self) -> None:
+        now = time.monotonic()
         while True:
             queued, succeeded, failed = self._multi.info_read()
             for handle in succeeded:
-                self._finish(self._slots[handle], None)
+                self._finish(self._slots[handle], None, now)
             for handle, error, _ in failed:
-                self._finish(self._slots[handle], error)
+                self._finish(self._slots[handle], error, now)
             if not queued:
                 return
 
-    def _finish(self, slot: _Slot, error: int | None) -> None:
+    def _finish(self, slot: _Slot, error: int | None, now: float) -> None:
         call, delivery = slot.call, slot.delivery
         assert call is not None
         assert delivery is not None
@@ -298,15 +335,14 @@ class GatewayClient:
         slot.call = slot.delivery = None
         self._spare.append(slot)
         judgement = judge(answer)
-        delivery.results.put(Called(call.recipient, answer, judgement))
-        self._watch(delivery.mailing_id, judgement)
+        delivery.put(Called(call.recipient, answer, judgement))
+        self._watch(delivery.mailing_id, judgement, now)
 
-    def _watch(self, mailing_id: int, judgement: Judgement) -> None:
+    def _watch(self, mailing_id: int, judgement: Judgement, now: float) -> None:
         """Stop by itself when nothing works any more: the breaker needs a second, a thousand calls a blink."""
         if judgement.verdict is Verdict.BLOCKED:
             self._trip()
             return
-        now = time.monotonic()
         failed = judgement.verdict in (Verdict.TROUBLE, Verdict.UNKNOWN)
         ratio, _ = self._failing.get(mailing_id, (0.0, now))
         self._failing[mailing_id] = (ratio + TRIP_WEIGHT * (failed - ratio), now)
@@ -325,18 +361,17 @@ class GatewayClient:
 
     def _on_socket(self, what: int, descriptor: int, _multi: pycurl.CurlMulti, _data: object) -> None:
         if what == pycurl.POLL_REMOVE:
+            self._watched.discard(descriptor)
             with contextlib.suppress(OSError):  # libcurl may have closed it already
                 self._epoll.unregister(descriptor)
             return
-        events = {
-            pycurl.POLL_IN: select.EPOLLIN,
-            pycurl.POLL_OUT: select.EPOLLOUT,
-            pycurl.POLL_INOUT: select.EPOLLIN | select.EPOLLOUT,
-        }.get(what, 0)
-        try:
-            self._epoll.modify(descriptor, events)
-        except FileNotFoundError:
-            self._epoll.register(descriptor, events)
+        events = _EPOLL_EVENTS[what]
+        if descriptor in self._watched:
+            with contextlib.suppress(FileNotFoundError):  # closed unannounced, and its number given to another
+                self._epoll.modify(descriptor, events)
+                return
+        self._epoll.register(descriptor, events)
+        self._watched.add(descriptor)
 
     def _on_timer(self, milliseconds: int) -> None:
         self._timer = None if milliseconds < 0 else time.monotonic() + milliseconds / 1000

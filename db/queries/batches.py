@@ -22,6 +22,10 @@ UNTAKEN_LEASE_SECONDS = 30
 TAKEN_LEASE_SECONDS = 10
 
 
+# What the notification of a finished batch says: there is room to release another, and nothing else to do.
+ROOM = "room"
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Recipient:
     """One message of a taken batch, with what is needed to send it. `phone` is None when the client was deleted."""
@@ -230,7 +234,7 @@ def give_back(session: Session, batch_id: int, message_ids: Sequence[int]) -> in
 def finish(session: Session, batch_id: int) -> None:
     """Remove a batch whose messages are all recorded or given back, and wake the dispatcher."""
     session.execute(sa.text("DELETE FROM batch WHERE id = :id"), {"id": batch_id})
-    session.execute(sa.text("SELECT pg_notify('work', '')"))
+    session.execute(sa.text("SELECT pg_notify('work', :payload)"), {"payload": ROOM})
 
 
 def withdraw(session: Session, batch_id: int) -> None:
