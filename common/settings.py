@@ -45,7 +45,6 @@ class Settings:
     api_port: int
     admin_port: int
     trusted_proxies: int  # reverse proxies in front, whose X-Forwarded-* headers are believed
-    metrics_port: int  # sender and dispatcher; 0 = none
     sender_processes: int
     log_level: str
     log_format: str
@@ -153,7 +152,6 @@ def load() -> Settings:
         api_port=_read("API_PORT", env.int, 8000, validate=Range(min=1, max=65535)),
         admin_port=_read("ADMIN_PORT", env.int, 8001, validate=Range(min=1, max=65535)),
         trusted_proxies=_read("TRUSTED_PROXIES", env.int, 0, validate=Range(min=0, max=10)),
-        metrics_port=_read("METRICS_PORT", env.int, 0, validate=Range(min=0, max=65535)),
         sender_processes=_read("SENDER_PROCESSES", env.int, 2, validate=Range(min=1, max=64)),
         log_level=_read("LOG_LEVEL", env.str, "INFO", validate=OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])),
         log_format=_read("LOG_FORMAT", env.str, "json", validate=OneOf(["json", "console"])),
