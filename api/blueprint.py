@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import flask_smorest
@@ -25,8 +26,8 @@ class Decorator(Protocol):
         """Decorate."""
 
 
-_ALWAYS_POSSIBLE = {401: "UNAUTHORIZED", 403: "FORBIDDEN", 422: "UNPROCESSABLE_ENTITY", 503: "SERVICE_UNAVAILABLE"}
-_POSSIBLE_WITH_BODY = {413: "REQUEST_ENTITY_TOO_LARGE", 415: "UNSUPPORTED_MEDIA_TYPE"}
+_ALWAYS_POSSIBLE = (401, 403, 422, 503)
+_POSSIBLE_WITH_BODY = (413, 415)
 
 
 class _StrictParser(FlaskParser):
@@ -82,9 +83,9 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]
 
 def _document_errors(doc: dict[str, Any], _doc_info: Mapping[str, Any], **_context: Any) -> dict[str, Any]:
     responses = doc.setdefault("responses", {})
-    possible = {**_ALWAYS_POSSIBLE, **(_POSSIBLE_WITH_BODY if "requestBody" in doc else {})}
-    for status, name in possible.items():
-        responses.setdefault(status, name)
+    for status in (*_ALWAYS_POSSIBLE, *(_POSSIBLE_WITH_BODY if "requestBody" in doc else ())):
+        # The name of the response that flask-smorest keeps; some differ between versions of Python.
+        responses.setdefault(status, HTTPStatus(status).name)
     return doc
 
 
