@@ -45,11 +45,13 @@ class Native:
         """The pids that the supervisor has written down."""
         return {child["name"]: child["pid"] for child in json.loads(self.local.state.read_text())["children"]}
 
-    def call(self, path: str) -> Any:
-        """GET from the API with the key that `up` tells."""
+    def call(self, path: str, body: Any = None) -> Any:
+        """GET, or POST where there is a body, with the address and the key that `up` tells."""
         access = json.loads(self.local.access.read_text())
         request = urllib.request.Request(
-            f"{access['api']}{path}", headers={"Authorization": f"Bearer {access['api_key']}"}
+            f"{access['api']}{path}",
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": f"Bearer {access['api_key']}", "Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=10) as response:
             return json.load(response)
@@ -57,50 +59,55 @@ class Native:
     def answers(self) -> bool:
         """Return True if the API serves from its database."""
         try:
-            return bool(self.call("/api/v1/client/") == [])
+            return isinstance(self.call("/api/v1/client/"), list)
         except OSError:
             return False
 
 
-@pytest.fixture
-def native(tmp_path: Path) -> Iterator[Native]:
-    """Nothing of it outlives the test."""
-    instance = Native(tmp_path)
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Native]:
+    """One instance for all tests, since a start takes seconds; each test starts it if it does not run."""
+    instance = Native(tmp_path_factory.mktemp("native"))
     yield instance
     instance.run("clean")
 
 
-@pytest.mark.timeout(300)
-def test_everything_comes_up_comes_back_when_killed_and_is_gone_when_stopped(native: Native) -> None:
+def start(native: Native) -> str:
+    """Start it if it does not run, and return what was printed."""
     started = native.run("up")
     assert started.returncode == 0, started.stdout + started.stderr
-    assert f"http://127.0.0.1:{native.env['API_PORT']}/docs/" in started.stdout
-    assert native.answers()
-    before = native.pids()
-    assert set(before) >= SERVICES
+    return started.stdout
 
-    again = native.run("up")
-    assert again.returncode == 0
-    assert "running already" in again.stdout
-    assert started.stdout.partition("API")[2] in again.stdout
+
+@pytest.mark.timeout(300)
+def test_starting_again_changes_nothing_and_prints_the_same(native: Native) -> None:
+    first = start(native)
+    before = native.pids()
+
+    again = start(native)
+
+    assert set(before) >= SERVICES
     assert native.pids() == before
+    assert f"http://127.0.0.1:{native.env['API_PORT']}/docs/" in again
+    assert "running already" in again
+    assert again.partition("  API")[2] == first.partition("  API")[2]
+
+
+@pytest.mark.timeout(300)
+def test_everything_comes_back_when_all_processes_are_killed(native: Native) -> None:
+    start(native)
+    before = native.pids()
 
     for pid in before.values():
         os.kill(pid or 0, signal.SIGKILL)
-    assert wait_until(lambda: all(native.pids()[name] not in (None, pid) for name, pid in before.items()), timeout=20)
-    assert wait_until(native.answers, timeout=30)
 
-    members = native.local.members()
-    assert native.run("down").returncode == 0
-    assert members
-    assert not [member for member in members if member.is_alive]
-    assert native.run("status").returncode == 1
+    assert wait_until(lambda: all(native.pids()[name] not in (None, pid) for name, pid in before.items()), timeout=30)
+    assert wait_until(native.answers, timeout=30)
 
 
 @pytest.mark.timeout(300)
-def test_after_a_kill_of_the_supervisor_down_ends_the_orphans_and_up_finds_the_data(native: Native) -> None:
-    native.run("up")
-    access = native.local.access.read_text()
+def test_down_ends_what_a_killed_supervisor_left_running(native: Native) -> None:
+    start(native)
     supervisor = look_up(int(native.local.lock.read_text()))
     orphans = native.local.members()
     assert supervisor
@@ -112,14 +119,28 @@ def test_after_a_kill_of_the_supervisor_down_ends_the_orphans_and_up_finds_the_d
 
     assert len(orphans) >= len(SERVICES)
     assert not [orphan for orphan in orphans if orphan.is_alive]
+    assert native.local.members() == []
 
-    native.run("up")
+
+@pytest.mark.timeout(300)
+def test_down_leaves_no_process_and_the_data_and_clean_leaves_nothing(native: Native) -> None:
+    start(native)
+    native.call("/api/v1/client/", {"phone": "+79161234567"})
+    access = native.local.access.read_text()
+    members = native.local.members()
+
+    assert native.run("down").returncode == 0
+    assert len(members) >= len(SERVICES)
+    assert not [member for member in members if member.is_alive]
+    assert native.run("status").returncode == 1
+
+    start(native)
     assert native.local.access.read_text() == access
-    assert native.answers()
+    assert [client["phone"] for client in native.call("/api/v1/client/")] == ["+79161234567"]
 
     assert native.run("clean").returncode == 0
-    assert not native.local.path.exists()
     assert native.local.members() == []
+    assert not native.local.path.exists()
 
 
 @pytest.mark.parametrize(
@@ -131,8 +152,9 @@ def test_after_a_kill_of_the_supervisor_down_ends_the_orphans_and_up_finds_the_d
     ],
 )
 def test_start_that_cannot_succeed_says_why_and_leaves_nothing(
-    native: Native, env: dict[str, str], complaint: str
+    tmp_path: Path, env: dict[str, str], complaint: str
 ) -> None:
+    native = Native(tmp_path)
     # Servers of one's own are not started; these do not even exist.
     servers = {"DATABASE_URL": "postgresql://nobody@127.0.0.1:9/none", "AMQP_URL": "amqp://127.0.0.1:9"}
 
