@@ -80,6 +80,8 @@ def stop_supervisor(lock: Lock) -> None:
     if not wait_until(lock.take, STOP_SECONDS) and supervisor:
         supervisor.send(signal.SIGKILL)
         wait_until(lock.take, timeout=10)
+    # It gives up the lock a moment before it is gone.
+    wait_until(lambda: supervisor is None or not supervisor.is_alive, timeout=10)
 
 
 def clean(local: Local) -> int:
