@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -13,7 +15,10 @@ from sqlalchemy.orm import Session
 from db.engine import make_engine, normalise_url
 from db.migrate import upgrade
 from db.models import Base
+from tests.system import Servers, System
 from tools.servers import PostgreSQL
+
+SystemMaker = Callable[..., System]
 
 
 @pytest.fixture(scope="session")
@@ -78,6 +83,23 @@ def emptied_engine(shared_engine: sa.Engine) -> sa.Engine:
     """The shared database, empty when the test begins: ten times as fast as one of its own."""
     empty(shared_engine)
     return shared_engine
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """Servers to kill: they are brought back for the next scenario."""
+    with Servers(tmp_path_factory.mktemp("servers")) as started:
+        yield started
+
+
+@pytest.fixture
+def make_system(tmp_path: Path, servers: Servers) -> SystemMaker:
+    """Make a system, to be used in a `with` statement."""
+
+    def make(**options: Any) -> System:
+        return System(tmp_path, servers, **options)
+
+    return make
 
 
 def empty(engine: sa.Engine, keep: frozenset[str] = frozenset()) -> None:

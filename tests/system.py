@@ -304,17 +304,20 @@ class System:
         with self.session() as session:
             session.execute(sa.text(statement), values)
 
-    def call(
-        self, method: str, path: str, body: object = None, http: requests.Session | None = None
-    ) -> requests.Response:
+    def call(self, method: str, path: str, body: Any = None, http: requests.Session | None = None) -> requests.Response:
         """A request to the API, the path relative to /api/v1."""
         return (http or self._http).request(
             method,
-            f"http://127.0.0.1:{self._api_port}/api/v1{path}",
+            f"{self.api_url}{path}",
             json=body,
             headers={"Authorization": f"Bearer {API_KEY}"},
             timeout=30,
         )
+
+    @property
+    def api_url(self) -> str:
+        """Where the API's paths begin."""
+        return f"http://127.0.0.1:{self._api_port}/api/v1"
 
     def get_plain(self, path: str) -> str:
         """A page of the API's port, such as /metrics."""

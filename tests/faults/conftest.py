@@ -1,33 +1,10 @@
-"""One PostgreSQL and one RabbitMQ for all scenarios, a system of its own for each, and the table at the end."""
+"""The table of figures at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
-
 import pytest
 
-from tests.system import FIGURES, Servers, System
-
-SystemMaker = Callable[..., System]
-
-
-@pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    """Servers to kill: they are brought back for the next scenario."""
-    with Servers(tmp_path_factory.mktemp("servers")) as started:
-        yield started
-
-
-@pytest.fixture
-def make_system(tmp_path: Path, servers: Servers) -> SystemMaker:
-    """Make a system, to be used in a `with` statement."""
-
-    def make(**options: Any) -> System:
-        return System(tmp_path, servers, **options)
-
-    return make
+from tests.system import FIGURES
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

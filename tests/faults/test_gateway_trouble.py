@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import SystemMaker
+from tests.conftest import SystemMaker
 from tests.system import CONCURRENCY, GATEWAY_TOKEN, LATENCY, PATIENCE_SECONDS, SENDING_PROCESSES, System
 from tools.processes import wait_until
 

@@ -12,7 +12,7 @@ import dramatiq
 import pytest
 
 from sender.broker import SafeConsumer, SafeRabbitmqBroker, connect, publish
-from tests.faults.conftest import SystemMaker
+from tests.conftest import SystemMaker
 from tests.system import Servers
 
 QUEUE = "library-faults"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.faults.conftest import SystemMaker
+from tests.conftest import SystemMaker
 from tests.system import CONCURRENCY, LATENCY, SENDING_PROCESSES, System
 from tools.processes import family
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.faults.conftest import SystemMaker
+from tests.conftest import SystemMaker
 from tests.system import Mailing, System
 
 AUDIENCE = 100_000

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import SystemMaker
+from tests.conftest import SystemMaker
 from tests.system import CONCURRENCY, SENDING_PROCESSES, System
 from tools.processes import Process, Running, family, look_up, wait_until
 

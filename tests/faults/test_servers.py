@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.faults.conftest import SystemMaker
+from tests.conftest import SystemMaker
 from tests.system import CONCURRENCY, SENDING_PROCESSES, System, cpu_seconds
 
 MESSAGES = 20_000
