@@ -36,6 +36,10 @@ FROM grounded AS sender-code
 COPY sender sender
 CMD ["python", "-m", "sender", "worker"]
 
+FROM grounded AS reporter-code
+COPY reporter reporter
+CMD ["python", "-m", "reporter"]
+
 FROM base AS simulator-code
 COPY simulator simulator
 EXPOSE 8100

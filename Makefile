@@ -50,6 +50,11 @@ status:  ## Show what runs and where
 demo: venv  ## Import 10,000 clients into the running system and send them a mailing
 	@$(PYTHON) -m tools.demo $(ARGS)
 
+.PHONY: report
+report:  ## Mail the report of a day, ARGS="--day 2026-11-22 --to someone@example.com" (--dry-run prints its HTML)
+	@if tools/compose is-up; then tools/compose report $(ARGS); \
+	else $(MAKE) venv && $(PYTHON) -m tools.native report $(ARGS); fi
+
 # --- checking ----------------------------------------------------------------------------------------------------
 
 .PHONY: test

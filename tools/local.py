@@ -53,6 +53,16 @@ class Local:
         """Addresses and API key of the running system, for `make demo`; Compose writes the same file."""
         return self.path / "access.json"
 
+    @property
+    def environment(self) -> Path:
+        """The settings of the running services, secrets included, for `make report`."""
+        return self.path / "environment.json"
+
+    @property
+    def mail(self) -> Path:
+        """What the mail catcher has caught."""
+        return self.path / "mail"
+
     def create(self) -> None:
         """Make the directories; only their owner may look inside the ones that hold secrets."""
         self.path.mkdir(parents=True, exist_ok=True)

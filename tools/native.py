@@ -1,4 +1,4 @@
-"""`make up-native`, `make down`, `make clean`, `make logs` and `make status`: the commands around the supervisor."""
+"""`make up-native`, `make down`, `make clean`, `make logs`, `make status`, `make report`: around the supervisor."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tools.local import ROOT, Local, Lock, read_json
@@ -66,6 +66,7 @@ def down(local: Local) -> int:
             end(orphans, grace=15.0)
     local.state.unlink(missing_ok=True)
     local.access.unlink(missing_ok=True)
+    local.environment.unlink(missing_ok=True)
     return 0
 
 
@@ -121,6 +122,19 @@ def status(local: Local) -> int:
     return 0
 
 
+def report(local: Local, arguments: Sequence[str]) -> int:
+    """Send or preview one report with the settings of the running instance; return how that went."""
+    env = read_json(local.environment)
+    if not env or not is_running(local):
+        print("Mailings is not running: make up", file=sys.stderr)
+        return 1
+    command = [sys.executable, "-m", "reporter", "send", *arguments]
+    status = subprocess.run(command, cwd=ROOT, env=env, check=False).returncode
+    if status == 0 and "mail" in read_json(local.access) and "--dry-run" not in arguments:
+        print(f"caught in {local.mail}/")
+    return status
+
+
 def is_up(local: Local) -> int:
     """Return 0 if a native instance runs, for the Makefile."""
     return 0 if is_running(local) else 1
@@ -157,8 +171,10 @@ def print_access(local: Local) -> None:
         print(f"  Admin          {access['admin']}/   {access['admin_email']}   {access['admin_password']}")
     if "gateway" in access:
         print(f"  Gateway        {access['gateway']}/   (a simulator: shows what it received)")
+    if "mail" in access:
+        print(f"  Mail           {access['mail']}/   (mails are caught there)")
     print(f"  API key        {access['api_key']}")
-    print("\n  make demo   make logs   make status   make down")
+    print("\n  make demo   make report   make logs   make status   make down")
 
 
 COMMANDS: dict[str, Callable[[Local], int]] = {
@@ -174,11 +190,16 @@ COMMANDS: dict[str, Callable[[Local], int]] = {
 def main() -> int:
     """Run one command."""
     parser = argparse.ArgumentParser(prog="python -m tools.native", description=__doc__)
-    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("command", choices=[*COMMANDS, "report"])
     parser.add_argument("--directory", type=Path, default=ROOT / ".local", help="where logs and data are kept")
     parser.add_argument("--env-file", type=Path, default=ROOT / ".env", help="settings below those of the environment")
-    options = parser.parse_args()
-    return COMMANDS[options.command](Local(options.directory.absolute(), options.env_file.absolute()))
+    options, others = parser.parse_known_args()
+    local = Local(options.directory.absolute(), options.env_file.absolute())
+    if options.command == "report":
+        return report(local, others)
+    if others:
+        parser.error(f"unknown: {' '.join(others)}")
+    return COMMANDS[options.command](local)
 
 
 if __name__ == "__main__":

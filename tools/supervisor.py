@@ -135,6 +135,7 @@ class Supervisor:
             watched.child.stop(STOP_SECONDS)
         end(self.local.members(), grace=5.0)
         self.local.access.unlink(missing_ok=True)
+        self.local.environment.unlink(missing_ok=True)
 
     def publish(self, phase: str, message: str = "") -> None:
         """Tell `make up`, `make status` and `make demo` how things stand."""
@@ -178,6 +179,10 @@ class Supervisor:
             self.access["gateway"] = self.env["GATEWAY_URL"]
         self.env["API_PORT"] = self._port("API_PORT", 8000, "the API")
         self.env["ADMIN_PORT"] = self._port("ADMIN_PORT", 8001, "the admin pages")
+        if not is_set("EMAIL_HOST", self.env):
+            self._catch_mail()
+        if has_program("admin") and not is_set("ADMIN_URL", self.env):
+            self.env["ADMIN_URL"] = f"http://127.0.0.1:{self.env['ADMIN_PORT']}"
         os.environ.update(self.env)
         settings = load().require("secret_key", "gateway_url", "gateway_token")
         self.access["api"] = f"http://127.0.0.1:{settings.api_port}"
@@ -186,6 +191,15 @@ class Supervisor:
             self.access["admin"] = f"http://127.0.0.1:{settings.admin_port}"
             self.access["admin_email"] = str(settings.admin_email)
             self.access["admin_password"] = str(settings.admin_password)
+
+    def _catch_mail(self) -> None:
+        self.env["EMAIL_HOST"], self.env["EMAIL_PORT"] = "127.0.0.1", str(self.local.remembered_port("mail"))
+        self.env.pop("EMAIL_HOST_USER", None)
+        self.env["EMAIL_USE_TLS"] = self.env["EMAIL_USE_SSL"] = "false"
+        self.env.setdefault("EMAIL_FROM", "Mailings <mailings@example.com>")
+        if not is_set("REPORT_RECIPIENTS", self.env):
+            self.env["REPORT_RECIPIENTS"] = self.env.get("ADMIN_EMAIL", "admin@example.com")
+        self.access["mail"] = str(self.local.mail)
 
     def _port(self, variable: str, usual: int, what: str) -> str:
         if wanted := self.env.get(variable):
@@ -222,8 +236,11 @@ class Supervisor:
             services.append(
                 Watched(self._process("admin", "admin"), partial(answers, f"{self.access['admin']}/readyz"))
             )
-        if has_program("reporter"):
-            services.append(Watched(self._process("reporter", "reporter")))
+        if "mail" in self.access:
+            options = ["--port", self.env["EMAIL_PORT"], "--directory", str(self.local.mail)]
+            mailbox = self._process("mailbox", "tools.mailbox", *options)
+            services.append(Watched(mailbox, lambda: not is_free(int(self.env["EMAIL_PORT"]))))
+        services.append(Watched(self._process("reporter", "reporter"), self._reports))
         return services
 
     def _process(self, name: str, module: str, *arguments: str) -> Process:
@@ -237,6 +254,10 @@ class Supervisor:
 
     def _beats(self, kind: str) -> bool:
         check = [sys.executable, "-m", "sender.health", kind]
+        return subprocess.run(check, cwd=ROOT, env=self.env, capture_output=True, check=False).returncode == 0
+
+    def _reports(self) -> bool:
+        check = [sys.executable, "-m", "reporter", "health"]
         return subprocess.run(check, cwd=ROOT, env=self.env, capture_output=True, check=False).returncode == 0
 
     def _await_health(self, watched: Watched) -> None:
@@ -302,6 +323,7 @@ def run(local: Local) -> int:
         supervisor.publish("starting")
         supervisor.start()
         write_json(local.access, supervisor.access)
+        write_json(local.environment, supervisor.env)
         supervisor.publish("ready")
         say("everything is healthy")
         supervisor.watch()

@@ -17,7 +17,7 @@ import pytest
 from tools.local import ROOT, Local
 from tools.processes import free_port, look_up, wait_until
 
-SERVICES = {"rabbitmq", "postgres", "simulator", "api", "dispatcher", "worker"}
+SERVICES = {"rabbitmq", "postgres", "simulator", "api", "dispatcher", "worker", "mailbox", "reporter"}
 
 
 class Native:
