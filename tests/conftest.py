@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.orm import Session
 
 from db.engine import make_engine, normalise_url
@@ -19,6 +20,19 @@ from tests.system import Servers, System
 from tools.servers import PostgreSQL
 
 SystemMaker = Callable[..., System]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_logs() -> None:
+    """Log in plain lines: structlog's default draws every local variable of a traceback, for seconds."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.processors.KeyValueRenderer(key_order=["level", "event"], drop_missing=True),
+        ]
+    )
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import select
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -57,6 +60,24 @@ class Api:
     def delete(self, path: str) -> TestResponse:
         """DELETE."""
         return self.call("DELETE", path)
+
+
+@contextlib.contextmanager
+def listening(engine: sa.Engine, channel: str) -> Iterator[Callable[[int], list[str]]]:
+    """Listen on a channel; call what you get to wait for so many notifications and have their payloads."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(sa.text(f"LISTEN {channel}"))
+        driver: Any = connection.connection.driver_connection
+
+        def wait_for(count: int) -> list[str]:
+            give_up_at = time.monotonic() + 10
+            while len(driver.notifies) < count and time.monotonic() < give_up_at:
+                select.select([driver], [], [], 0.1)
+                driver.poll()
+            return [note.payload for note in driver.notifies]
+
+        yield wait_for
+        connection.invalidate()
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from db.models import Client, MailingState, Message, MessageStatus
 from tests.factories import make_client, make_mailing, make_message
-from tests.integration.conftest import Api
+from tests.integration.conftest import Api, listening
 
 
 def test_a_client_is_added_with_defaults(api: Api) -> None:
@@ -290,13 +290,7 @@ def test_an_erased_clients_messages_lose_the_number(api: Api, api_session: Sessi
 
 def test_the_workers_are_told_who_left(api: Api, api_session: Session, api_engine: sa.Engine) -> None:
     client = make_client(api_session)
-    with api_engine.connect().execution_options(isolation_level="AUTOCOMMIT") as listener:
-        listener.execute(sa.text("LISTEN withdrawn"))
-
+    with listening(api_engine, "withdrawn") as wait_for:
         api.delete(f"/client/{client.id}/")
 
-        driver = listener.connection.driver_connection
-        assert driver is not None
-        driver.poll()
-        assert [(note.channel, note.payload) for note in driver.notifies] == [("withdrawn", str(client.id))]
-        listener.invalidate()
+        assert wait_for(1) == [str(client.id)]

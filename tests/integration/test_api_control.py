@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from db.models import Mailing, MailingState, Message, MessageStatus
 from tests.factories import make_client, make_mailing, make_message
-from tests.integration.conftest import Api
+from tests.integration.conftest import Api, listening
 
 DRAFT, SCHEDULED, RUNNING, PAUSED, COMPLETED, CANCELLED = MailingState
 
@@ -90,18 +90,12 @@ def test_what_is_not_there_is_not_found(api: Api, action: str) -> None:
 
 def test_every_action_wakes_the_dispatcher(api: Api, api_session: Session, api_engine: sa.Engine) -> None:
     make_mailing(api_session, state=DRAFT)
-    with api_engine.connect().execution_options(isolation_level="AUTOCOMMIT") as listener:
-        listener.execute(sa.text("LISTEN work"))
-
+    with listening(api_engine, "work") as wait_for:
         for action in ("start", "pause", "resume", "cancel"):
             assert api.post(f"/mailing/1/{action}/").status_code == 200
         api.delete("/mailing/1/")
 
-        driver = listener.connection.driver_connection
-        assert driver is not None
-        driver.poll()
-        assert [note.channel for note in driver.notifies] == ["work"] * 5
-        listener.invalidate()
+        assert wait_for(5) == [""] * 5
 
 
 def _failed(session: Session, mailing: Mailing, *reasons: str) -> list[Message]:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from db.models import Mailing, MailingState
 from tests.factories import make_mailing
-from tests.integration.conftest import Api
+from tests.integration.conftest import Api, listening
 
 MAILING = {"name": "Sale", "text": "Hello", "ends_at": "2099-01-01T00:00:00Z"}
 
@@ -110,16 +110,10 @@ def test_what_has_no_default_is_required(api: Api, field: str) -> None:
 
 
 def test_the_dispatcher_is_woken(api: Api, api_engine: sa.Engine) -> None:
-    with api_engine.connect().execution_options(isolation_level="AUTOCOMMIT") as listener:
-        listener.execute(sa.text("LISTEN work"))
-
+    with listening(api_engine, "work") as wait_for:
         api.post("/mailing/", MAILING)
 
-        driver = listener.connection.driver_connection
-        assert driver is not None
-        driver.poll()
-        assert [note.channel for note in driver.notifies] == ["work"]
-        listener.invalidate()
+        assert wait_for(1) == [""]
 
 
 def test_the_same_idempotency_key_and_body_answer_the_first_mailing_again(api: Api) -> None:

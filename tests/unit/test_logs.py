@@ -15,6 +15,8 @@ import structlog
 from sqlalchemy.exc import IntegrityError
 from common import logs
 
+PHONE = "+7916" + "1234567"  # Not in one piece: tracebacks quote the source.
+
 class DriverError(Exception):
     pgcode = "23505"
 
@@ -28,9 +30,9 @@ logging.getLogger("library").info("hidden")
 warnings.warn("old", DeprecationWarning)
 try:
     try:
-        raise DriverError("Key (phone)=(+79161234567) already exists.")
+        raise DriverError(f"Key (phone)=({{PHONE}}) already exists.")
     except DriverError as cause:
-        raise IntegrityError("INSERT", {{"phone": "+79161234567"}}, cause) from cause
+        raise IntegrityError("INSERT", {{"phone": PHONE}}, cause) from cause
 except IntegrityError:
     log.exception("failed")
     logging.getLogger("library").exception("failed there")
