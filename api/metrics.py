@@ -16,7 +16,7 @@ from prometheus_client.registry import REGISTRY, Collector
 
 from api.database import session
 from db.models import GatewayState
-from db.queries import overview
+from db.queries import overview, report_deliveries
 
 REQUESTS = Counter("mailing_api_requests", "Requests answered.", ["method", "route", "status"])
 SECONDS = Histogram(
@@ -49,6 +49,17 @@ class _DatabaseCollector(Collector):
         for kind in GatewayState:
             gateway.add_metric([kind.value], float(kind is now.gateway))
         yield gateway
+        yield _reports_failing()
+
+
+def _reports_failing() -> Metric:
+    kinds = [trouble.kind.partition(":")[0] for trouble in report_deliveries.troubles(session())]
+    metric = GaugeMetricFamily(
+        "mailing_reports_failing", "Mails of the reporter that could not be sent so far.", labels=["kind"]
+    )
+    for kind in ("daily", "weekly", "alert"):
+        metric.add_metric([kind], kinds.count(kind))
+    return metric
 
 
 def exposition() -> tuple[bytes, str]:
