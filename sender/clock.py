@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime, timedelta
 
+# Answers that took longer are too vague to set a clock by.
+TRUSTED_SECONDS = 0.25
+
 
 class DatabaseClock:
     """Tells the database's time from the monotonic clock and the last time that was read."""
@@ -12,10 +15,18 @@ class DatabaseClock:
     def __init__(self) -> None:
         # Until the first `sync`, the system's clock.
         self._offset = time.time() - time.monotonic()
+        self._is_synced = False
 
-    def sync(self, database_now: datetime) -> None:
-        """Set the clock by a `clock_timestamp()` that has just arrived."""
-        self._offset = database_now.timestamp() - time.monotonic()
+    def sync(self, database_now: datetime, asked_at: float) -> None:
+        """Set the clock by a `clock_timestamp()` that was asked for at this monotonic time and has just arrived.
+
+        Counted from the question, the clock may be fast by what the answer took, and never slow: the end of a mailing
+        comes early rather than late. An answer that took long says little, the first one is taken whatever it took.
+        """
+        if self._is_synced and time.monotonic() - asked_at > TRUSTED_SECONDS:
+            return
+        self._offset = database_now.timestamp() - asked_at
+        self._is_synced = True
 
     def now(self) -> datetime:
         """The database's time now, to some milliseconds."""

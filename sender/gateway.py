@@ -257,6 +257,7 @@ class GatewayClient:
                 return min(wait, IDLE_SECONDS)
             self._permit = not self._start_next(mailing_id, now)  # Not used: kept for the next mailing's call.
             skipped = 0
+            now = time.monotonic()  # A thousand starts take a while, and a mailing's end may come meanwhile.
         return IDLE_SECONDS
 
     def _start_next(self, mailing_id: int, now: float) -> bool:

@@ -114,8 +114,9 @@ class Keeper:
     def _beat(self, session: Session) -> None:
         asked_at = time.monotonic()
         processes.beat(session, self._process_id, "sender", self._capacity)
+        read_at = time.monotonic()
         state = gateway.read(session)
-        self._clock.sync(state.now)
+        self._clock.sync(state.now, read_at)
         rates = [rate for rate in (self._rate_limit, state.pace) if rate]
         self._pacer.rate = min(rates) if rates else None
         self.gateway_closed = state.state is GatewayState.CLOSED
