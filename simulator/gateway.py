@@ -49,7 +49,7 @@ class Gateway:
         """Raise RuleError if the faults to start with are wrong. No token, or an empty one, lets everybody in."""
         self.ledger = Ledger()
         self.token = token
-        self.random = Random(seed)  # noqa: S311 - lots to draw, no secrets
+        self.random = Random(seed)
         self.outages_can_be_ended = outages_can_be_ended
         self.initial_faults = faults or []
         self.rules = Rules(self.random, self._checked(parse(self.initial_faults, clock())))

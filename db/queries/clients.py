@@ -23,7 +23,7 @@ _PHONE_TAKEN = "a client with this phone exists already"
 
 
 def create(session: Session, values: Mapping[str, Any], now: datetime) -> Client:
-    """Add a client; raise ConflictError when the phone is known, InvalidError when no operator code can be told from it."""
+    """Add a client; raise ConflictError when the phone is known, InvalidError when it tells no operator code."""
     statement = (
         insert(Client)
         .values({**values, "operator_code": _operator_code(values), "created_at": now, "updated_at": now})
