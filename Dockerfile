@@ -14,7 +14,8 @@ FROM python:3.13-slim AS base
 RUN groupadd --system --gid 10001 mailings \
  && useradd --system --uid 10001 --gid mailings --home-dir /app --shell /usr/sbin/nologin mailings \
  && install -d -o mailings -g mailings -m 755 /secrets
-ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# Inside a container every interface is listened on; what is published is decided by Compose.
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 LISTEN_ADDRESS=0.0.0.0
 WORKDIR /app
 COPY --from=dependencies /venv /venv
 USER 10001:10001

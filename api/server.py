@@ -44,7 +44,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
     def __init__(self, settings: Settings, memory: str | None, metrics_directory: str) -> None:
         self._settings = settings
         self._options = {
-            "bind": f"0.0.0.0:{settings.api_port}",
+            "bind": f"{settings.listen_address}:{settings.api_port}",
             "workers": min(max(os.cpu_count() or 2, 2), 8),
             "worker_class": "gthread",
             "threads": THREADS,

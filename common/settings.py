@@ -42,6 +42,7 @@ class Settings:
     gateway_max_attempts: int  # counted attempts after which a message has failed
 
     default_timezone: str
+    listen_address: str
     api_port: int
     admin_port: int
     trusted_proxies: int  # reverse proxies in front, whose X-Forwarded-* headers are believed
@@ -149,6 +150,7 @@ def load() -> Settings:
         gateway_concurrency=_read("GATEWAY_CONCURRENCY", env.int, 1000, validate=Range(min=1, max=20_000)),
         gateway_max_attempts=_read("GATEWAY_MAX_ATTEMPTS", env.int, 20, validate=Range(min=1, max=1000)),
         default_timezone=_read("DEFAULT_TIMEZONE", env.str, "Europe/Moscow", check=_timezone),
+        listen_address=_read("LISTEN_ADDRESS", env.str, "127.0.0.1"),
         api_port=_read("API_PORT", env.int, 8000, validate=Range(min=1, max=65535)),
         admin_port=_read("ADMIN_PORT", env.int, 8001, validate=Range(min=1, max=65535)),
         trusted_proxies=_read("TRUSTED_PROXIES", env.int, 0, validate=Range(min=0, max=10)),
