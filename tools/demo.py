@@ -184,13 +184,14 @@ def _show(api: Api, console: Console, mailing_id: int) -> None:
     first = api.call("GET", "/mailing/mailingsStatisticsOverall/", params={"page_size": 1})
     totals = first["totals"]
     shown = api.call("GET", f"/message/{mailing_id}/retrieveMessagesForMailing/", params={"limit": 1})
-    table = Table(title="Statistics")
-    for column in ("", "messages", *totals["by_status"]):
-        table.add_column(column, justify="left" if not column else "right")
-    rows = ((shown["mailing"]["name"], shown), (f"all {totals['mailings']:,} mailings", totals))
-    for name, numbers in rows:
-        counts = (f"{count:,}" for count in numbers["by_status"].values())
-        table.add_row(name, f"{numbers['messages']:,}", *counts)
+    table = Table()
+    table.add_column("status")
+    table.add_column(shown["mailing"]["name"], justify="right")
+    table.add_column(f"all {totals['mailings']:,} mailings", justify="right")
+    for status, count in shown["by_status"].items():
+        table.add_row(status, f"{count:,}", f"{totals['by_status'][status]:,}")
+    table.add_section()
+    table.add_row("messages", f"{shown['messages']:,}", f"{totals['messages']:,}")
     console.print(table)
     console.print(f"More: {api.url}/docs/")
 
