@@ -13,9 +13,9 @@ from sqlalchemy.orm import Session
 
 from common import logs
 from common.settings import Settings, SettingsError, exit_with, settings
+from db import passwords
 from db.engine import make_engine
 from db.migrate import upgrade
-from db import passwords
 from db.models import Role, Scope
 from db.queries import api_keys, statistics, users
 from db.refusals import RefusedError

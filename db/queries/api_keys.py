@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from db.models import ApiKey, Scope
 from db.queries import audit
+from db.refusals import MissingError
 
 USE_RESOLUTION = timedelta(minutes=1)
 
@@ -46,6 +47,14 @@ def create(session: Session, name: str, scope: Scope, token: str) -> bool:
 def everyone(session: Session) -> Sequence[ApiKey]:
     """All keys, newest first, those that were revoked included."""
     return session.scalars(sa.select(ApiKey).order_by(ApiKey.id.desc())).all()
+
+
+def get(session: Session, key_id: int) -> ApiKey:
+    """One key; raise MissingError."""
+    key = session.get(ApiKey, key_id)
+    if key is None:
+        raise MissingError("no such key")
+    return key
 
 
 def name_actor(key: ApiKey) -> str:

@@ -92,7 +92,7 @@ def set_state(session: Session, state: GatewayState, reason: str | None, probe_a
     session.execute(
         sa.text(
             "UPDATE gateway SET state = :state, reason = :reason, changed_at = clock_timestamp(),"
-            " probe_at = now() + make_interval(secs => :probe_after)"
+            " probe_at = clock_timestamp() + make_interval(secs => :probe_after)"
         ),
         {"state": state.value, "reason": reason, "probe_after": probe_after_seconds},
     )

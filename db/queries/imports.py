@@ -72,6 +72,15 @@ def page(session: Session, offset: int, limit: int) -> tuple[Sequence[ImportJob]
     return jobs, total
 
 
+def latest(session: Session, beyond: int | None, limit: int, *, newer: bool = False) -> list[ImportJob]:
+    """The next older jobs than the one with this id, or the next newer ones; newest first either way."""
+    statement = sa.select(ImportJob)
+    if beyond is not None:
+        statement = statement.where(ImportJob.id > beyond if newer else ImportJob.id < beyond)
+    found = list(session.scalars(statement.order_by(ImportJob.id if newer else ImportJob.id.desc()).limit(limit)))
+    return found[::-1] if newer else found
+
+
 def errors(session: Session, import_id: int) -> list[tuple[int, str]]:
     """Line and reason of the first rejected rows."""
     statement = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -110,6 +110,12 @@ def latest(session: Session, wanted: Filter, beyond: int | None, limit: int, *, 
         statement = statement.where(Mailing.id > beyond if newer else Mailing.id < beyond)
     found = list(session.scalars(statement.order_by(Mailing.id if newer else Mailing.id.desc()).limit(limit)))
     return found[::-1] if newer else found
+
+
+def names(session: Session, mailing_ids: Iterable[int]) -> dict[int, str]:
+    """What these mailings are called."""
+    statement = sa.select(Mailing.id, Mailing.name).where(Mailing.id.in_(list(mailing_ids)))
+    return dict(session.execute(statement).tuples().all())
 
 
 def edit(session: Session, mailing_id: int, changes: Mapping[str, Any], now: datetime) -> Mailing:

@@ -1,0 +1,1 @@
+"""The admin UI: people run their mailings from a browser."""

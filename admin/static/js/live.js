@@ -1,0 +1,71 @@
+// Parts of a page that keep themselves up to date: `data-live-url` answers with fragments, `data-live` takes them in.
+
+const SLOWEST_SECONDS = 30;
+
+/** Ask our own server; throws with the sentence that it gave for a refusal. */
+export async function ask(url, options = {}) {
+  const headers = { "X-Requested-With": "fetch", ...options.headers };
+  const response = await fetch(url, { credentials: "same-origin", redirect: "manual", ...options, headers });
+  const answer = response.headers.get("Content-Type")?.startsWith("application/json") ? await response.json() : {};
+  if (!response.ok) {
+    const error = new Error(answer.error || "");
+    error.status = response.status;
+    throw error;
+  }
+  return answer;
+}
+
+/** Show these fragments where they belong; what has not changed is left alone, so is what is being used. */
+export function takeIn(fragments, root = document) {
+  for (const [name, html] of Object.entries(fragments)) {
+    for (const place of root.querySelectorAll(`[data-live="${CSS.escape(name)}"]`)) {
+      if (place.shownHtml === html) continue;
+      const open = [...place.querySelectorAll("details[open]")].map((each) => each.querySelector("summary")?.textContent);
+      const focused = place.contains(document.activeElement) ? document.activeElement.id : "";
+      if (place.contains(document.activeElement) && !focused) continue;
+      place.innerHTML = html;
+      place.shownHtml = html;
+      for (const details of place.querySelectorAll("details")) {
+        details.open = open.includes(details.querySelector("summary")?.textContent);
+      }
+      if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+    }
+  }
+}
+
+function tell(text) {
+  const place = document.getElementById("trouble");
+  place.textContent = text;
+  place.className = text ? "notice warning" : "";
+}
+
+function keepLive(region) {
+  const usual = Number(region.dataset.liveSeconds) || 5;
+  let pause = usual;
+  const schedule = () => setTimeout(refresh, pause * 1000);
+
+  async function refresh() {
+    if (document.hidden) {
+      document.addEventListener("visibilitychange", refresh, { once: true });
+      return;
+    }
+    try {
+      const answer = await ask(region.dataset.liveUrl);
+      takeIn(answer.fragments, region);
+      tell("");
+      pause = usual;
+    } catch (error) {
+      if (error.status === 401) {
+        tell(document.body.dataset.ended);
+        return;
+      }
+      if (error.status === 404) return;
+      tell(document.body.dataset.lost);
+      pause = Math.min(pause * 2, SLOWEST_SECONDS);
+    }
+    schedule();
+  }
+  schedule();
+}
+
+for (const region of document.querySelectorAll("[data-live-url]")) keepLive(region);

@@ -1,0 +1,70 @@
+"""The list of mailings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
+
+from flask import Response
+from flask_admin import expose
+from flask_babel import lazy_gettext as _
+
+from admin.database import session
+from admin.locale import zone
+from admin.views.base import Keyset, Page, argument_choice, argument_text, keyset, part
+from db.models import Mailing, MailingState
+from db.queries import mailings, statistics
+
+SHOWN = 25
+
+
+class Mailings(Page):
+    """All mailings, newest first, by state and date."""
+
+    def __init__(self) -> None:
+        super().__init__(_("Mailings"), endpoint="mailings", url="/mailings", menu_icon_value="send")
+
+    @expose("/")
+    def index(self) -> Any:
+        """Return a page of the list."""
+        wanted, days = _filter()
+        return self.render("mailings.html", wanted=wanted, days=days, states=MailingState, **_rows(wanted))
+
+    @expose("/live")
+    def refresh(self) -> Response:
+        """Return the same rows as they are now."""
+        wanted, days = _filter()
+        return self.live(rows=part("mailing_rows", wanted=wanted, days=days, **_rows(wanted)))
+
+
+def _rows(wanted: mailings.Filter) -> dict[str, Any]:
+    def load(beyond: int | None, limit: int, newer: bool) -> Sequence[Mailing]:
+        return mailings.latest(session(), wanted, beyond, limit, newer=newer)
+
+    found: Keyset = keyset(load, SHOWN)
+    return {"page": found, "counts": statistics.by_mailing(session(), [mailing.id for mailing in found.rows])}
+
+
+def _filter() -> tuple[mailings.Filter, dict[str, str]]:
+    first, last = _day("from"), _day("to")
+    wanted = mailings.Filter(
+        state=argument_choice("state", MailingState),
+        starts_from=_midnight(first) if first else None,
+        starts_before=_midnight(last + timedelta(days=1)) if last else None,
+        is_test=argument_text("kind") == "test",
+    )
+    return wanted, {"from": first.isoformat() if first else "", "to": last.isoformat() if last else ""}
+
+
+def _day(name: str) -> date | None:
+    try:
+        found = date.fromisoformat(argument_text(name))
+    except ValueError:
+        return None
+    # Further off, a day more or a time zone would leave the calendar.
+    return found if 1900 < found.year < 9000 else None
+
+
+def _midnight(day: date) -> datetime:
+    return datetime.combine(day, time(), zone()).astimezone(UTC)
