@@ -139,7 +139,7 @@ def alert_lines(name: str, detail: Mapping[str, Any], words: Words, admin_url: s
 
 def mailing_link(admin_url: str | None, mailing_id: int) -> str:
     """The page of a mailing in the admin UI; empty when nobody said where that is."""
-    return f"{admin_url}/mailings/{mailing_id}" if admin_url else ""
+    return f"{admin_url}/mailings/{mailing_id}/" if admin_url else ""
 
 
 def table(facts: Facts) -> bytes:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import smtplib
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import format_datetime, make_msgid
+from typing import Any
 
 from common.settings import Settings, split_mail_address
 from reporter.letter import Letter
@@ -21,6 +21,8 @@ from reporter.letter import Letter
 # A server that keeps answering, but slowly, is given up after so many times the timeout of one step.
 PATIENCE = 4.0
 ERROR_LENGTH = 300
+# Letters of any script in the seven bits that every server takes.
+POLICY = SMTP.clone(cte_type="7bit")
 
 
 class MailError(Exception):
@@ -47,7 +49,7 @@ def new_message_id(sender: str) -> str:
 
 def write(letter: Letter, sender: str, recipient: str, identifier: str) -> EmailMessage:
     """Put a letter into its envelope."""
-    message = EmailMessage(policy=SMTP)
+    message = EmailMessage(policy=POLICY)
     message["From"] = _address(sender)
     message["To"] = _address(recipient)
     message["Subject"] = letter.subject
@@ -84,22 +86,18 @@ class Mailer:
     def send(self, message: EmailMessage) -> None:
         """Return once the server has taken the mail; raise MailError otherwise."""
         try:
-            # Before the conversation begins: its deadline is about the server, not about looking up names.
-            with self._connect() as server, _deadline(server, self._timeout * PATIENCE):
-                server.ehlo_or_helo_if_needed()
-                if self._use_tls:
-                    server.starttls(context=ssl.create_default_context())
-                if self._user:
-                    server.login(self._user, self._password or "")
-                server.send_message(message)
-                _close(server)
+            self._converse(message)
         except smtplib.SMTPRecipientsRefused as error:
             code, text = next(iter(error.recipients.values()))
             raise MailError(f"recipient_refused_{code}", _decode(text)) from error
         except smtplib.SMTPResponseException as error:
-            raise MailError(f"smtp_{error.smtp_code}", _decode(error.smtp_error)) from error
+            # A code below zero is smtplib's word for an answer that has none.
+            reason = f"smtp_{error.smtp_code}" if error.smtp_code > 0 else "not_smtp"
+            raise MailError(reason, _decode(error.smtp_error)) from error
         except smtplib.SMTPServerDisconnected as error:
-            raise MailError("disconnected", str(error)) from error
+            # A step that takes too long is told this way as well.
+            timed_out = isinstance(error.__context__, TimeoutError)
+            raise MailError("timeout" if timed_out else "disconnected", str(error)) from error
         except smtplib.SMTPException as error:
             raise MailError(type(error).__name__, str(error)) from error
         except TimeoutError as error:
@@ -110,36 +108,57 @@ class Mailer:
             # A name that cannot be looked up, a refused connection; an address or password that SMTP cannot carry.
             raise MailError(type(error).__name__, getattr(error, "strerror", None) or "") from error
 
+    def _converse(self, message: EmailMessage) -> None:
+        server = self._connect()
+        try:
+            if self._use_tls:
+                server.starttls(context=ssl.create_default_context())
+            if self._user:
+                server.login(self._user, self._password or "")
+            server.send_message(message)
+            # The mail is the server's already, whatever becomes of the goodbye.
+            with contextlib.suppress(smtplib.SMTPException, OSError):
+                server.quit()
+        finally:
+            server.close()
+
     def _connect(self) -> smtplib.SMTP:
+        patience = self._timeout * PATIENCE
         if self._use_ssl:
             context = ssl.create_default_context()
-            return smtplib.SMTP_SSL(self._host, self._port, timeout=self._timeout, context=context)
-        return smtplib.SMTP(self._host, self._port, timeout=self._timeout)
+            return _BoundedTls(patience, self._host, self._port, timeout=self._timeout, context=context)
+        return _Bounded(patience, self._host, self._port, timeout=self._timeout)
 
 
-@contextmanager
-def _deadline(server: smtplib.SMTP, seconds: float) -> Iterator[None]:
-    """End the conversation after so long, however lively it is: each step's own timeout begins anew with every byte."""
+class _Bounded(smtplib.SMTP):
+    """A conversation that ends after so long, however lively it is: each step's own timeout begins anew with a byte."""
 
-    def hang_up() -> None:
-        if server.sock is not None:
-            server.sock.shutdown(socket.SHUT_RDWR)
+    def __init__(self, patience_seconds: float, *arguments: Any, **options: Any) -> None:
+        self._over = threading.Event()
+        threading.Thread(target=self._hang_up_after, args=(patience_seconds,), daemon=True).start()
+        try:
+            super().__init__(*arguments, **options)  # Connects, and waits for the greeting.
+        except BaseException:
+            self.close()
+            raise
 
-    timer = threading.Timer(seconds, hang_up)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+    def close(self) -> None:
+        """Hang up, and let the watching thread go."""
+        self._over.set()
+        super().close()
+
+    def _hang_up_after(self, seconds: float) -> None:
+        if self._over.wait(seconds):
+            return
+        while not self._over.wait(0.1):
+            connection = self.sock  # None while it is being connected, and when it is closed.
+            if connection is not None:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
 
-def _close(server: smtplib.SMTP) -> None:
-    """Say goodbye; the mail is the server's already, whatever becomes of that."""
-    try:
-        server.quit()
-    except (smtplib.SMTPException, OSError):
-        server.close()
+class _BoundedTls(_Bounded, smtplib.SMTP_SSL):
+    """The same with TLS from the first byte."""
 
 
 def _address(text: str) -> Address:
