@@ -85,6 +85,11 @@ class Delivery:
         self.ends_at = terms.ends_at
 
     @property
+    def waiting(self) -> int:
+        """How many of its calls were not started yet."""
+        return len(self._waiting)
+
+    @property
     def ends_at(self) -> datetime:
         """The mailing's end; no call starts after it."""
         return self._ends_at

@@ -73,6 +73,8 @@ _EPOLL_EVENTS = {
 class Pace(Protocol):
     """Who says when the next call may go."""
 
+    demand: int  # how many calls wait for it; kept up to date by the caller
+
     def wait_seconds(self, now: float) -> float:
         """Seconds until the next call may start at this monotonic time; 0.0 takes the permission."""
         ...
@@ -246,6 +248,7 @@ class GatewayClient:
         """Start what may start now; seconds until it is worth looking again."""
         share = max(1, int(self._concurrency * MAILING_SHARE))
         skipped = 0
+        self._pace.demand = sum(delivery.waiting for queue in self._deliveries.values() for delivery in queue)
         while self._ring and self._busy < self._limit and skipped < len(self._ring):
             mailing_id = self._ring[0]
             if self._busy_of[mailing_id] >= share:

@@ -26,6 +26,7 @@ class Pacer:
 
     def __init__(self, sessions: sessionmaker[Session]) -> None:
         self._sessions = sessions
+        self.demand = 0  # calls that wait for a slot: no more are leased, those left over would be lost to everyone
         self.wake: Callable[[], None] = lambda: None  # called when there are new slots
         self.rate: float | None = None
         self._slots: deque[float] = deque()  # monotonic times
@@ -50,7 +51,7 @@ class Pacer:
         stale = now - max(STALE_SECONDS, 1.0 / rate)
         while self._slots and self._slots[0] < stale:
             self._slots.popleft()
-        if len(self._slots) * 2 <= self._lease_size(rate):
+        if len(self._slots) * 2 <= self._lease_size(rate) and len(self._slots) < self.demand:
             self._wanted.set()
         if not self._slots:
             return 0.5  # `wake` comes with the next lease
@@ -81,7 +82,9 @@ class Pacer:
                 self._wanted.set()
 
     def _lease(self, rate: float) -> None:
-        count = self._lease_size(rate)
+        count = min(self._lease_size(rate), self.demand - len(self._slots))
+        if count <= 0:
+            return
         with self._sessions.begin() as session:
             first = gateway.lease_slots(session, count, rate)
         start = time.monotonic() + first

@@ -27,6 +27,8 @@ from tools.processes import free_port
 class Unlimited:
     """A pace that never asks to wait."""
 
+    demand = 0
+
     def wait_seconds(self, now: float) -> float:  # noqa: ARG002
         return 0.0
 
