@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
+from db.models import GatewayState
 from db.queries.gateway import Tally
 
-# Looked at from the shortest window on: the first with enough calls decides.
 WINDOWS_SECONDS = (0.5, 2.0, 10.0)
-ENOUGH_CALLS = 10
+ENOUGH_CALLS = 10  # of all mailings together
+ENOUGH_CALLS_OF_ONE = 3
+HEARING_SECONDS = 2.0
 FAILURE_RATIO = 0.7
 
 PROBE_SECONDS = 2.0  # while the gateway is down; probes do not wait for each other, a hung one costs its timeout
@@ -20,15 +22,38 @@ PACE_CLIMB = 1.25  # a second
 FULL_PACE = 100_000.0
 
 
-def is_failing(tallies: Mapping[int, Tally]) -> bool | None:
-    """Whether most calls of every mailing failed; None when there were too few to say.
+def probe_seconds(state: GatewayState) -> float | None:
+    """How long after a change to this state the first probe goes, and each after the one before; None: no probes."""
+    return {GatewayState.OPEN: PROBE_SECONDS, GatewayState.BLOCKED: BLOCKED_PROBE_SECONDS}.get(state)
 
-    One mailing whose calls succeed proves the gateway alive: another that fails entirely is then not its fault.
+
+def reason_of(tallies: Mapping[int, Tally]) -> str | None:
+    """A reason for the trouble that these tell of; None when there is none."""
+    return max((tally.reason for tally in tallies.values() if tally.reason), default=None)
+
+
+def is_failing(windows: Sequence[Mapping[int, Tally]], under_way: Collection[int], closed_for: float) -> bool:
+    """Whether most calls of every mailing under way failed lately; the windows are the shortest first.
+
+    One mailing whose calls succeed proves the gateway alive: another that fails entirely is then not its fault. So
+    each is judged by the newest of its calls that are enough to judge by, and shortly after the breaker closed
+    (`closed_for` seconds ago) those that were not heard yet get the time to be.
     """
-    heard = {mailing_id: tally for mailing_id, tally in tallies.items() if tally.answered or tally.troubled}
-    if sum(tally.answered + tally.troubled for tally in heard.values()) < ENOUGH_CALLS:
-        return None
-    return all(tally.troubled >= FAILURE_RATIO * (tally.answered + tally.troubled) for tally in heard.values())
+    heard = {mailing_id: tally for mailing_id in windows[-1] if (tally := _newest(windows, mailing_id))}
+    concerned = {mailing_id: tally for mailing_id, tally in heard.items() if mailing_id in under_way} or heard
+    if sum(tally.answered + tally.troubled for tally in concerned.values()) < ENOUGH_CALLS:
+        return False
+    if closed_for < HEARING_SECONDS and any(mailing_id not in heard for mailing_id in under_way):
+        return False
+    return all(tally.troubled >= FAILURE_RATIO * (tally.answered + tally.troubled) for tally in concerned.values())
+
+
+def _newest(windows: Sequence[Mapping[int, Tally]], mailing_id: int) -> Tally | None:
+    """The mailing's tally of the shortest window with enough calls, else of the longest; None when it has no calls."""
+    tallies = [window[mailing_id] for window in windows if mailing_id in window]
+    enough = (tally for tally in tallies if tally.answered + tally.troubled >= ENOUGH_CALLS_OF_ONE)
+    newest = next(enough, tallies[-1])
+    return newest if newest.answered + newest.troubled else None
 
 
 def lowered_pace(current: float | None, calls_per_second: float) -> float:

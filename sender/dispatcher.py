@@ -12,6 +12,7 @@ import select
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from typing import TypeVar
 
@@ -233,28 +234,32 @@ class Dispatcher:
             self._move_pace(session, row)
 
     def _move_breaker(self, session: Session, row: gateway.GatewayRow) -> GatewayState:
-        lately = gateway.recent(session, breaker.WINDOWS_SECONDS[-1], row.changed_at)
-        reason = max((tally.reason for tally in lately.values() if tally.reason), default=None)
         if row.state is not GatewayState.CLOSED:
-            if any(tally.answered or tally.slowed for tally in lately.values()):
-                return self._set_gateway(session, GatewayState.CLOSED, None, None)
-            if row.state is GatewayState.OPEN and any(tally.blocked for tally in lately.values()):
-                return self._set_gateway(session, GatewayState.BLOCKED, reason, breaker.BLOCKED_PROBE_SECONDS)
-            return row.state
+            return self._heed_probes(session, row)
+        lately = gateway.recent(session, breaker.WINDOWS_SECONDS[-1], row.changed_at)
         if any(tally.blocked for tally in lately.values()):
-            return self._set_gateway(session, GatewayState.BLOCKED, reason, breaker.BLOCKED_PROBE_SECONDS)
-        for seconds in breaker.WINDOWS_SECONDS:
-            failing = breaker.is_failing(gateway.recent(session, seconds, row.changed_at))
-            if failing is not None:
-                break
-        if failing:
-            return self._set_gateway(session, GatewayState.OPEN, reason, breaker.PROBE_SECONDS)
+            return self._set_gateway(session, GatewayState.BLOCKED, breaker.reason_of(lately))
+        if any(tally.troubled for tally in lately.values()) and self._is_failing(session, row):
+            return self._set_gateway(session, GatewayState.OPEN, breaker.reason_of(lately))
         return row.state
 
-    def _set_gateway(
-        self, session: Session, state: GatewayState, reason: str | None, probe_after: float | None
-    ) -> GatewayState:
-        gateway.set_state(session, state, reason, probe_after)
+    def _is_failing(self, session: Session, row: gateway.GatewayRow) -> bool:
+        windows = [gateway.recent(session, seconds, row.changed_at) for seconds in breaker.WINDOWS_SECONDS]
+        under_way = batches.outstanding(session).keys() | audience.due(session)
+        return breaker.is_failing(windows, under_way, (row.now - row.changed_at).total_seconds())
+
+    def _heed_probes(self, session: Session, row: gateway.GatewayRow) -> GatewayState:
+        """Close by what probes heard. Before the first, only calls from before the trouble are still answered."""
+        first_probe_at = row.changed_at + timedelta(seconds=breaker.probe_seconds(row.state) or 0.0)
+        lately = gateway.recent(session, breaker.WINDOWS_SECONDS[-1], first_probe_at)
+        if any(tally.answered or tally.slowed for tally in lately.values()):
+            return self._set_gateway(session, GatewayState.CLOSED, None)
+        if row.state is GatewayState.OPEN and any(tally.blocked for tally in lately.values()):
+            return self._set_gateway(session, GatewayState.BLOCKED, breaker.reason_of(lately))
+        return row.state
+
+    def _set_gateway(self, session: Session, state: GatewayState, reason: str | None) -> GatewayState:
+        gateway.set_state(session, state, reason, breaker.probe_seconds(state))
         level = log.info if state is GatewayState.CLOSED else log.error
         level("gateway_state", state=state.value, reason=reason)
         return state
@@ -275,9 +280,9 @@ class Dispatcher:
 
     def _probe(self) -> bool:
         """Release a single message to find out whether the gateway is back."""
-        interval = breaker.BLOCKED_PROBE_SECONDS if self._gateway is GatewayState.BLOCKED else breaker.PROBE_SECONDS
+        interval = breaker.probe_seconds(self._gateway)
         due = self._commit(audience.due)
-        if not due or not self._commit(lambda session: gateway.claim_probe(session, interval)):
+        if interval is None or not due or not self._commit(partial(gateway.claim_probe, interval_seconds=interval)):
             return False
         mailing_id = min(due, key=lambda m: self._last_served.get(m, 0))
         return self._release(mailing_id, 1, is_probe=True)

@@ -7,12 +7,14 @@ import pytest
 from db.queries.gateway import Tally
 from sender import breaker
 
+LONG_CLOSED = 60.0
+
 
 @pytest.mark.parametrize(
     ("tallies", "failing"),
     [
-        ({}, None),
-        ({1: Tally(troubled=9)}, None),  # too few to say
+        ({}, False),
+        ({1: Tally(troubled=9)}, False),  # too few to say
         ({1: Tally(troubled=10)}, True),
         ({1: Tally(answered=3, troubled=7)}, True),
         ({1: Tally(answered=4, troubled=6)}, False),
@@ -21,10 +23,32 @@ from sender import breaker
         ({1: Tally(troubled=20), 2: Tally(troubled=1)}, True),
     ],
 )
-def test_the_breaker_opens_when_most_calls_of_every_mailing_fail(
-    tallies: dict[int, Tally], failing: bool | None
-) -> None:
-    assert breaker.is_failing(tallies) is failing
+def test_the_breaker_opens_when_most_calls_of_every_mailing_fail(tallies: dict[int, Tally], failing: bool) -> None:
+    assert breaker.is_failing([tallies, tallies, tallies], tallies.keys(), LONG_CLOSED) is failing
+
+
+def test_a_mailing_that_was_heard_a_while_ago_still_proves_the_gateway_alive() -> None:
+    failing, fine = Tally(troubled=100), Tally(answered=100)
+    # The second is between two groups of answers: the shortest window knows nothing of it.
+    assert not breaker.is_failing([{1: failing}, {1: failing, 2: fine}, {1: failing, 2: fine}], {1, 2}, LONG_CLOSED)
+
+
+def test_a_mailing_that_has_ended_proves_nothing() -> None:
+    failing, fine = Tally(troubled=100), Tally(answered=100)
+    assert breaker.is_failing([{1: failing}, {1: failing, 2: fine}, {1: failing, 2: fine}], {1}, LONG_CLOSED)
+
+
+def test_an_outage_shows_in_the_newest_calls_of_every_mailing() -> None:
+    newest = {1: Tally(troubled=50), 2: Tally(troubled=3)}
+    whole = {1: Tally(answered=9_000, troubled=50), 2: Tally(answered=90, troubled=3)}
+    assert breaker.is_failing([newest, whole, whole], {1, 2}, LONG_CLOSED)
+
+
+def test_after_closing_every_mailing_under_way_is_heard_first() -> None:
+    windows = [{1: Tally(troubled=100)}] * 3
+    assert not breaker.is_failing(windows, {1, 2}, breaker.HEARING_SECONDS / 2)
+    assert breaker.is_failing(windows, {1, 2}, breaker.HEARING_SECONDS * 2)
+    assert breaker.is_failing(windows, {1}, breaker.HEARING_SECONDS / 2)
 
 
 def test_the_pace_halves_what_was_really_going_on() -> None:
