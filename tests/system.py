@@ -321,7 +321,9 @@ class System:
 
     def get_plain(self, path: str) -> str:
         """A page of the API's port, such as /metrics."""
-        return self._http.get(f"http://127.0.0.1:{self._api_port}{path}", timeout=30).text
+        return self._http.get(
+            f"http://127.0.0.1:{self._api_port}{path}", headers={"Authorization": f"Bearer {API_KEY}"}, timeout=30
+        ).text
 
     # People and mailings ------------------------------------------------------------------------------------------
 
@@ -448,6 +450,11 @@ class System:
     def rate_between(self, since: float, until: float) -> float:
         """Arrivals per second between two instants of `time.time()`."""
         return sum(count for at, count in self.simulator.timeline() if since <= at < until) / (until - since)
+
+
+def at_this_load(seconds: float) -> float:
+    """What so many seconds come to on this machine now: with three programs for each core, three times as long."""
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def cpu_seconds(process: Process) -> float:

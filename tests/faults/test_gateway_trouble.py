@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import SystemMaker
-from tests.system import CONCURRENCY, GATEWAY_TOKEN, LATENCY, PATIENCE_SECONDS, SENDING_PROCESSES, System
-from tools.processes import wait_until
+from tests.system import CONCURRENCY, GATEWAY_TOKEN, LATENCY, SENDING_PROCESSES, System
 
 HALFWAY = 7_000
 
@@ -43,6 +42,7 @@ LIE_REASONS = {
     "not_json",
     "redirect",
     "timeout",
+    "timeout_body",
     "truncated",
     "wrong_code",
     "wrong_shape",
@@ -55,21 +55,26 @@ def test_an_outage_costs_two_attempts_at_most_and_full_speed_is_back_in_ten_seco
         system.wait_for_accepted(HALFWAY)
         before = system.rate_between(time.time() - 3, time.time())
         system.simulator.add({"kind": "refuse"})
-        system.wait(lambda: gateway_state(system) == ("open", "connection_refused"), 30)
+        system.wait(lambda: gateway_state(system)[0] == "open", 30)
+        # What was on the wire was reset, what came after was refused: either may be what most calls heard last.
+        assert gateway_state(system)[1] in ("connection_refused", "connection_reset")
         time.sleep(15)
         returned = time.time()
         system.simulator.control(LATENCY)
-        time.sleep(13)
-        after = system.rate_between(returned + 10, returned + 12)
+        system.wait_for_end(mailing)
+        full_speed_after = next(
+            (seconds for seconds in range(60) if rate_after(system, returned + seconds) > before * 0.7), None
+        )
         system.check(
             mailing,
             "gateway refuses for 15 s",
             repeats=CONCURRENCY * SENDING_PROCESSES,  # It resets the connections on which it owes an answer.
-            note=f"{before:.0f}/s before, {after:.0f}/s ten seconds after its return",
+            note=f"{before:.0f}/s before, full speed again {full_speed_after} s after its return",
         )
         # The last one is the attempt that succeeded.
         assert most_attempts(system) <= 2 + 1
-        assert after > before * 0.6
+        assert full_speed_after is not None
+        assert full_speed_after <= 10
 
 
 @pytest.mark.faults
@@ -117,12 +122,14 @@ def test_a_refused_token_blocks_the_gateway_visibly_and_burns_nothing(make_syste
         system.simulator.control(LATENCY, token="another")
         system.wait(lambda: gateway_state(system) == ("blocked", "http_401"), 30)
         refused = system.simulator.received()["unauthorized"]
-        assert 'mailing_gateway_state{state="blocked"} 1.0' in metrics(system)
+        assert 'mailing_gateway_state{state="blocked"} 1.0' in system.get_plain("/metrics")
         assert system.logged('"state":"blocked"') >= 1
         time.sleep(4)
         assert system.simulator.received()["unauthorized"] <= refused + 3  # Only probes knock.
         system.simulator.control(LATENCY, token=GATEWAY_TOKEN)
         seconds = system.wait(lambda: gateway_state(system) == ("closed", None), 30)
+        # Late answers to calls from before the trouble do not open the gate again: once blocked, once closed.
+        assert system.logged("gateway_state") == 2
         system.check(
             mailing,
             "gateway refuses our token for 5 s",
@@ -169,7 +176,7 @@ def test_a_complaining_gateway_is_spared_and_then_given_full_speed_again(make_sy
 @pytest.mark.faults
 @pytest.mark.parametrize("trouble", ["hang", "reset"])
 def test_a_mailing_in_trouble_does_not_slow_another(make_system: SystemMaker, trouble: str) -> None:
-    with make_system() as system:
+    with make_system(gateway_concurrency=1000) as system:
         alone = system.start_mailing(6_000, "916")
         system.wait_for_end(alone)
         assert alone.finished_after
@@ -185,8 +192,12 @@ def test_a_mailing_in_trouble_does_not_slow_another(make_system: SystemMaker, tr
             troubled, f"all calls of one mailing {trouble}", statuses=("cancelled", "failed"), note=note, repeats=None
         )
         system.check_sums(other, ("sent",))
-        assert gateway_state(system) == ("closed", None)
         assert other.finished_after < alone.finished_after * 2.5 + 3, note
+
+
+def rate_after(system: System, instant: float) -> float:
+    """Arrivals per second in the two seconds after an instant of `time.time()`."""
+    return system.rate_between(instant, instant + 2)
 
 
 def gateway_state(system: System) -> tuple[str, str | None]:
@@ -198,16 +209,3 @@ def gateway_state(system: System) -> tuple[str, str | None]:
 def most_attempts(system: System) -> int:
     """The largest number of counted attempts that any message took."""
     return int(system.scalar("SELECT max(attempts) FROM message"))
-
-
-def metrics(system: System) -> str:
-    """The API's metrics."""
-    text = ""
-
-    def is_there() -> bool:
-        nonlocal text
-        text = system.get_plain("/metrics")
-        return "mailing_gateway_state" in text
-
-    assert wait_until(is_there, PATIENCE_SECONDS)
-    return text
