@@ -15,7 +15,7 @@ from email.policy import SMTP
 from email.utils import format_datetime, make_msgid
 from typing import Any
 
-from common.settings import Settings, split_mail_address
+from common.settings import Settings, SettingsError, split_mail_address
 from reporter.letter import Letter
 
 # A server that keeps answering, but slowly, is given up after so many times the timeout of one step.
@@ -65,10 +65,12 @@ def write(letter: Letter, sender: str, recipient: str, identifier: str) -> Email
 
 
 class Mailer:
-    """Hands mails to the server that the settings name."""
+    """Hands mails to the server that the settings name; SettingsError if they cannot work."""
 
     def __init__(self, settings: Settings) -> None:
         settings.require("email_host", "email_from")
+        if settings.email_use_tls and settings.email_use_ssl:
+            raise SettingsError("EMAIL_USE_TLS and EMAIL_USE_SSL exclude each other")
         self._host = str(settings.email_host)
         self._port = settings.email_port
         self._user = settings.email_host_user
