@@ -149,7 +149,7 @@ def test_sigterm_lets_the_mail_on_its_way_be_finished(installation: Installation
     assert installation.states() == ["sent"]
 
 
-def test_it_starts_without_a_database_and_goes_on_when_there_is_one(installation: Installation) -> None:
+def test_it_waits_for_a_database_that_is_away(installation: Installation) -> None:
     url = sa.make_url(installation.env["DATABASE_URL"])
     nowhere = url.set(port=free_port()).render_as_string(hide_password=False)
     reporter = installation.start(DATABASE_URL=nowhere)
