@@ -33,6 +33,11 @@ COPY api api
 EXPOSE 8000
 CMD ["python", "-m", "api"]
 
+FROM grounded AS admin-code
+COPY admin admin
+EXPOSE 8001
+CMD ["python", "-m", "admin"]
+
 FROM grounded AS sender-code
 COPY sender sender
 CMD ["python", "-m", "sender", "worker"]

@@ -50,6 +50,11 @@ status:  ## Show what runs and where
 demo: venv  ## Import 10,000 clients into the running system and send them a mailing
 	@$(PYTHON) -m tools.demo $(ARGS)
 
+.PHONY: admin-user
+admin-user:  ## Add a user of the admin pages or reset a password, ARGS="someone@example.com --role operator"
+	@if tools/compose is-up; then tools/compose admin-user $(ARGS); \
+	else $(MAKE) venv && $(PYTHON) -m tools.native admin-user $(ARGS); fi
+
 .PHONY: report
 report:  ## Mail the report of a day, ARGS="--day 2026-11-22 --to someone@example.com" (--dry-run prints its HTML)
 	@if tools/compose is-up; then tools/compose report $(ARGS); \
@@ -59,7 +64,7 @@ report:  ## Mail the report of a day, ARGS="--day 2026-11-22 --to someone@exampl
 
 .PHONY: test
 test: lint types  ## Run the linter, the type checker and all tests
-	@$(MAKE) servers
+	@$(MAKE) servers browser
 	$(PYTHON) -m pytest -m "not faults" $(ARGS)
 
 .PHONY: test-fast
@@ -67,8 +72,8 @@ test-fast: venv  ## Run the tests that need no servers
 	$(PYTHON) -m pytest tests/unit $(ARGS)
 
 .PHONY: test-faults
-test-faults: venv servers  ## Break real processes while they send, for minutes
-	$(PYTHON) -m pytest -m faults --timeout=1800 $(ARGS)
+test-faults: venv servers  ## Break real processes while they send, for some twenty minutes, and print the figures
+	$(PYTHON) -m pytest tests/faults --timeout=1800 $(ARGS)
 
 .PHONY: lint
 lint: venv  ## Run the linter
@@ -84,6 +89,18 @@ format: venv  ## Format the code and mend what the linter can mend
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
+.PHONY: screenshots
+screenshots: venv servers browser  ## Take pictures of every admin page into docs/images
+	$(PYTHON) -m tools.screenshots
+
+.PHONY: translate
+translate: venv  ## Gather the admin UI's texts into the Russian catalogue and compile it
+	.venv/bin/pybabel -q extract -F admin/babel.cfg -k _ -k _in:1c,2 -k lazy_gettext --no-location --sort-output \
+	  --project Mailings --version 1 -o admin/translations/messages.pot admin
+	.venv/bin/pybabel -q update --no-fuzzy-matching --ignore-obsolete --omit-header -w 120 -l ru \
+	  -i admin/translations/messages.pot -d admin/translations
+	.venv/bin/pybabel -q compile -d admin/translations
+
 # --- dependencies ------------------------------------------------------------------------------------------------
 
 .PHONY: venv
@@ -93,6 +110,10 @@ venv:
 .PHONY: servers
 servers:
 	@tools/bootstrap servers
+
+.PHONY: browser
+browser:
+	@tools/bootstrap browser
 
 # One resolution for all: the services may only have what the development set has.
 LOCK := .venv/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --quiet \

@@ -103,10 +103,10 @@ def guard(app: Flask) -> None:
         if someone is not None:
             audit.act_as(database.session(), users.name_actor(someone.account), request.remote_addr)
             return None
-        if request.method == "GET" and not wants_json():
-            target = request.full_path.rstrip("?")
-            return redirect(url_for("login.index", **({"next": target} if target != "/" else {})))
-        abort(401)
+        if request.method != "GET" or wants_json():
+            abort(401)
+        target = request.full_path.rstrip("?")
+        return redirect(url_for("login.index", next=target if target != "/" else None))
 
 
 def wants_json() -> bool:

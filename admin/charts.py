@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from flask import Flask, render_template
-from flask_babel import gettext
 from markupsafe import Markup
 
 from admin.labels import STATUSES
 from admin.locale import number
+from admin.texts import gettext
 from db.models import MessageStatus
 
 # From the bottom of a column to its top, and from left to right in a bar.
@@ -45,7 +45,7 @@ def columns(title: str, data: Sequence[Column], statuses: Sequence[MessageStatus
     top = _nice_top(max((column.total for column in data), default=0))
     shapes = [(column, _stack(column, statuses, top), _describe(column, statuses)) for column in data]
     totals = {status: sum(column.amounts.get(status, 0) for column in data) for status in statuses}
-    return Markup(
+    return Markup(  # noqa: S704  # A template escapes what it is given.
         render_template(
             "parts/columns.html",
             title=title,
@@ -77,11 +77,11 @@ def _describe(column: Column, statuses: Sequence[MessageStatus]) -> str:
 
 
 def _nice_top(highest: int) -> int:
-    """The end of the scale: 1, 2 or 5 with zeros, not below the highest column."""
-    if highest <= 1:
-        return 1
+    """The end of the scale: a round number that can be halved, not below the highest column."""
+    if highest <= 2:
+        return 2
     magnitude = 10 ** math.floor(math.log10(highest))
-    return next(int(step * magnitude) for step in (1, 2, 5, 10) if step * magnitude >= highest)
+    return next(int(step * magnitude) for step in (1, 2, 3, 4, 6, 8, 10) if step * magnitude >= highest)
 
 
 def _marks(data: Sequence[Column]) -> list[str]:
@@ -104,7 +104,7 @@ def progress(counts: Mapping[str, int]) -> Markup:
     label = ", ".join(
         f"{STATUSES[status]}: {number(counts[status.value])}" for status in PROGRESS_ORDER if counts.get(status.value)
     )
-    return Markup(render_template("parts/progress.html", parts=parts, label=label or gettext("no messages yet")))
+    return Markup(render_template("parts/progress.html", parts=parts, label=label or gettext("no messages yet")))  # noqa: S704
 
 
 def init(app: Flask) -> None:

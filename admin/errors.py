@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlalchemy.exc
 import structlog
 from flask import Flask, Response, jsonify, make_response, redirect, render_template, url_for
-from flask_babel import gettext
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BareResponse
 
@@ -13,6 +12,7 @@ from admin.access import person, wants_json
 from admin.database import session
 from admin.refusals import explain
 from admin.security import CsrfError
+from admin.texts import gettext
 from db.refusals import ConflictError, MissingError, RefusedError
 
 log = structlog.get_logger()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from flask import Flask
-from flask_babel import LazyString, gettext
-from flask_babel import lazy_gettext as _
-from flask_babel import lazy_pgettext as _in
 
+from admin.texts import LazyString, gettext
+from admin.texts import lazy_gettext as _
+from admin.texts import lazy_pgettext as _in
 from db.models import GatewayState, ImportState, MailingState, MessageStatus, Role, Scope
 
 STATES = {
@@ -170,8 +171,8 @@ def action(stored: str) -> str:
     return str(ACTIONS.get(stored, stored))
 
 
-def _looked_up(words: dict[str, LazyString] | dict[object, LazyString]) -> Callable[[str], str]:
-    return lambda value: str(words.get(value, value))  # type: ignore[call-overload]
+def _looked_up(words: Mapping[Any, LazyString]) -> Callable[[str], str]:
+    return lambda value: str(words.get(value, value))
 
 
 def init(app: Flask) -> None:

@@ -10,10 +10,10 @@ import babel.dates
 import babel.numbers
 import flask_babel
 from flask import Flask, current_app, request, session
-from flask_babel import gettext, ngettext
 from markupsafe import Markup
 
 from admin.access import person
+from admin.texts import gettext, ngettext
 from db import rules
 
 LANGUAGES = {"en": "English", "ru": "Русский"}

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, time, timedelta
 from typing import Any
 
-from flask_babel import gettext
 from werkzeug.datastructures import MultiDict
 
 from admin.locale import input_value, local, zone
+from admin.texts import gettext
 from db import rules
 from db.models import Mailing, MailingState
 

@@ -10,10 +10,10 @@ import re
 from collections.abc import Callable
 
 from flask import Flask
-from flask_babel import gettext
-from flask_babel import lazy_gettext as _
 
 from admin.labels import STATES
+from admin.texts import gettext
+from admin.texts import lazy_gettext as _
 from db.models import MailingState
 from db.refusals import RefusedError
 
@@ -41,6 +41,17 @@ _SENTENCES = {
     "must begin with +7, 7 or 8 and have eleven digits, or begin with + and another country code": _(
         "must begin with +7, 7 or 8 and have eleven digits, or begin with + and another country code"
     ),
+    "This is an Excel file (or another ZIP archive): save it as CSV UTF-8.": _(
+        "This is an Excel file (or another ZIP archive): save it as CSV UTF-8."
+    ),
+    "This is an old Excel file: save it as CSV UTF-8.": _("This is an old Excel file: save it as CSV UTF-8."),
+    "This is a compressed file: unpack it first.": _("This is a compressed file: unpack it first."),
+    "This is a PDF file: a CSV file is needed.": _("This is a PDF file: a CSV file is needed."),
+    "The file is encoded as UTF-16: save it as CSV UTF-8.": _("The file is encoded as UTF-16: save it as CSV UTF-8."),
+    "The file holds NUL bytes: it is no text, or UTF-16. Save it as CSV UTF-8.": _(
+        "The file holds NUL bytes: it is no text, or UTF-16. Save it as CSV UTF-8."
+    ),
+    "The body is not a valid multipart form.": _("The body is not a valid multipart form."),
 }
 
 _FIELDS = {
@@ -142,10 +153,6 @@ _PATTERNS: list[tuple[re.Pattern[str], Callable[[re.Match[str]], str]]] = [
     (
         re.compile(r"The form has no field 'file'\.\Z"),
         lambda _found: gettext("Choose a file first."),
-    ),
-    (
-        re.compile(r"This is an Excel file.*\Z|The file is an Excel.*\Z", re.DOTALL),
-        lambda _found: gettext("This is an Excel file: save it as CSV UTF-8 and upload that."),
     ),
     (
         re.compile(r"the file is larger than ([0-9]+) MB: split it and import the parts\Z"),

@@ -45,38 +45,42 @@ def protect(app: Flask) -> None:
     """Check the token of every request that may change something, and send the headers with every answer."""
     app.session_interface = _Sessions()
 
-    @app.before_request
-    def check_token() -> None:
-        if request.method in _SAFE_METHODS or request.endpoint is None:
-            return
-        if request.endpoint in STREAMED_ENDPOINTS:
-            given, expected = request.args.get("token", ""), upload_token()
-        else:
-            given = request.headers.get("X-CSRF-Token") or request.form.get("csrf_token", "")
-            expected = csrf_token()
-        if not hmac.compare_digest(given.encode(), expected.encode()):
-            raise CsrfError
+    app.before_request(_check_token)
+    app.before_request(_refuse_unstorable_text)
+    app.after_request(_send_headers)
 
-    @app.before_request
-    def refuse_unstorable_text() -> None:
-        # PostgreSQL stores no NUL characters: no input field of ours is meant to hold any.
-        if request.endpoint in STREAMED_ENDPOINTS:
-            return
-        values = [*request.args.values(), *request.form.values()]
-        if any("\x00" in value for value in values):
-            abort(400)
 
-    @app.after_request
-    def send_headers(response: Response) -> Response:
-        headers = response.headers
-        headers["Content-Security-Policy"] = _POLICY
-        headers["X-Content-Type-Options"] = "nosniff"
-        headers["X-Frame-Options"] = "DENY"
-        headers["Referrer-Policy"] = "same-origin"
-        headers["Cross-Origin-Opener-Policy"] = "same-origin"
-        headers["Permissions-Policy"] = "camera=(), geolocation=(), microphone=(), payment=()"
-        if request.endpoint != "static":
-            headers["Cache-Control"] = "no-store"
-        if request.is_secure:
-            headers["Strict-Transport-Security"] = "max-age=31536000"
-        return response
+def _check_token() -> None:
+    if request.method in _SAFE_METHODS or request.endpoint is None:
+        return
+    if request.endpoint in STREAMED_ENDPOINTS:
+        given, expected = request.args.get("token", ""), upload_token()
+    else:
+        given = request.headers.get("X-CSRF-Token") or request.form.get("csrf_token", "")
+        expected = csrf_token()
+    if not hmac.compare_digest(given.encode(), expected.encode()):
+        raise CsrfError
+
+
+def _refuse_unstorable_text() -> None:
+    # PostgreSQL stores no NUL characters: no input field of ours is meant to hold any.
+    if request.endpoint in STREAMED_ENDPOINTS:
+        return
+    values = [*request.args.values(), *request.form.values()]
+    if any("\x00" in value for value in values):
+        abort(400)
+
+
+def _send_headers(response: Response) -> Response:
+    headers = response.headers
+    headers["Content-Security-Policy"] = _POLICY
+    headers["X-Content-Type-Options"] = "nosniff"
+    headers["X-Frame-Options"] = "DENY"
+    headers["Referrer-Policy"] = "same-origin"
+    headers["Cross-Origin-Opener-Policy"] = "same-origin"
+    headers["Permissions-Policy"] = "camera=(), geolocation=(), microphone=(), payment=()"
+    if request.endpoint != "static":
+        headers["Cache-Control"] = "no-store"
+    if request.is_secure:
+        headers["Strict-Transport-Security"] = "max-age=31536000"
+    return response

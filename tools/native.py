@@ -1,4 +1,4 @@
-"""`make up-native`, `make down`, `make clean`, `make logs`, `make status`, `make report`: around the supervisor."""
+"""`make up-native`, `make down`, `make clean`, `make logs`, `make report` ...: around the supervisor."""
 
 from __future__ import annotations
 
@@ -124,15 +124,24 @@ def status(local: Local) -> int:
 
 def report(local: Local, arguments: Sequence[str]) -> int:
     """Send or preview one report with the settings of the running instance; return how that went."""
+    status = run_module(local, "reporter", "send", *arguments)
+    if status == 0 and "mail" in read_json(local.access) and "--dry-run" not in arguments:
+        print(f"caught in {local.mail}/")
+    return status
+
+
+def admin_user(local: Local, arguments: Sequence[str]) -> int:
+    """Add a user of the admin pages, or give one a new password; return how that went."""
+    return run_module(local, "db", "user", *arguments)
+
+
+def run_module(local: Local, *command: str) -> int:
+    """Run one of our programs with the settings of the running instance; its exit status, or 1 when nothing runs."""
     env = read_json(local.environment)
     if not env or not is_running(local):
         print("Mailings is not running: make up", file=sys.stderr)
         return 1
-    command = [sys.executable, "-m", "reporter", "send", *arguments]
-    status = subprocess.run(command, cwd=ROOT, env=env, check=False).returncode
-    if status == 0 and "mail" in read_json(local.access) and "--dry-run" not in arguments:
-        print(f"caught in {local.mail}/")
-    return status
+    return subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=env, check=False).returncode
 
 
 def is_up(local: Local) -> int:
@@ -185,18 +194,22 @@ COMMANDS: dict[str, Callable[[Local], int]] = {
     "status": status,
     "is-up": is_up,
 }
+COMMANDS_WITH_ARGUMENTS: dict[str, Callable[[Local, Sequence[str]], int]] = {
+    "report": report,
+    "admin-user": admin_user,
+}
 
 
 def main() -> int:
     """Run one command."""
     parser = argparse.ArgumentParser(prog="python -m tools.native", description=__doc__)
-    parser.add_argument("command", choices=[*COMMANDS, "report"])
+    parser.add_argument("command", choices=[*COMMANDS, *COMMANDS_WITH_ARGUMENTS])
     parser.add_argument("--directory", type=Path, default=ROOT / ".local", help="where logs and data are kept")
     parser.add_argument("--env-file", type=Path, default=ROOT / ".env", help="settings below those of the environment")
     options, others = parser.parse_known_args()
     local = Local(options.directory.absolute(), options.env_file.absolute())
-    if options.command == "report":
-        return report(local, others)
+    if options.command in COMMANDS_WITH_ARGUMENTS:
+        return COMMANDS_WITH_ARGUMENTS[options.command](local, others)
     if others:
         parser.error(f"unknown: {' '.join(others)}")
     return COMMANDS[options.command](local)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from flask import request
-from flask_admin import expose
-from flask_babel import gettext
 
 from admin import access
 from admin.database import session
 from admin.refusals import explain
-from admin.views.base import Page, go, notify
+from admin.texts import gettext
+from admin.views.base import Page, expose, go, notify
 from db import passwords, rules
 from db.queries import users
 from db.refusals import RefusedError

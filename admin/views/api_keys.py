@@ -6,12 +6,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from flask import request
-from flask_admin import expose
-from flask_babel import gettext
-from flask_babel import lazy_gettext as _
 
 from admin.database import session
-from admin.views.base import Page, apply, go, notify
+from admin.texts import gettext
+from admin.texts import lazy_gettext as _
+from admin.views.base import Page, apply, expose, go, notify
 from db.models import Role, Scope
 from db.queries import api_keys
 from db.rules import NAME_LENGTH

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from flask_admin import expose
-from flask_babel import lazy_gettext as _
-
 from admin.database import session
 from admin.labels import ACTIONS
-from admin.views.base import Page, argument_id, argument_text, keyset_from
+from admin.texts import lazy_gettext as _
+from admin.views.base import Page, argument_id, argument_text, expose, keyset_from
 from db.models import AuditEntry, Role
 from db.queries import audit
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from flask import Response, abort, flash, redirect, render_template, request, stream_with_context, url_for
-from flask_admin import BaseView
+import flask_admin
+from flask import Response, abort, flash, jsonify, redirect, render_template, request, stream_with_context, url_for
 from sqlalchemy.orm import Session
 from werkzeug.wrappers import Response as BareResponse
 
@@ -24,7 +24,15 @@ _ID = re.compile(r"[0-9]{1,19}\Z")
 BIGINT_MAX = 2**63 - 1
 
 
-class Page(BaseView):  # type: ignore[misc]
+View = TypeVar("View", bound=Callable[..., Any])
+
+
+def expose(url: str = "/", methods: Sequence[str] = ("GET",)) -> Callable[[View], View]:
+    """Serve a method of a page at this address."""
+    return flask_admin.expose(url, methods)  # type: ignore[no-any-return]
+
+
+class Page(flask_admin.BaseView):  # type: ignore[misc]
     """A part of the UI; nobody below `min_role` gets in."""
 
     min_role: ClassVar[Role] = Role.VIEWER
@@ -69,8 +77,6 @@ class Keyset(NamedTuple):
 
 def fragments_response(fragments: Mapping[str, str], **more: Any) -> Response:
     """An answer for the script in `live.js`."""
-    from flask import jsonify
-
     return jsonify(fragments=dict(fragments), **more)
 
 

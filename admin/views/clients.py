@@ -9,15 +9,14 @@ from typing import Any
 
 import orjson
 from flask import Response, current_app, request
-from flask_admin import expose
-from flask_babel import gettext
-from flask_babel import lazy_gettext as _
 from sqlalchemy.orm import Session
 
 from admin.access import requires
 from admin.database import session
 from admin.locale import zone_name
 from admin.refusals import explain, translate
+from admin.texts import gettext
+from admin.texts import lazy_gettext as _
 from admin.views.base import (
     EXPORTED_AT_ONCE,
     PAGE_SIZE,
@@ -26,6 +25,7 @@ from admin.views.base import (
     apply,
     argument_text,
     csv_download,
+    expose,
     go,
     keyset,
     notify,

@@ -8,15 +8,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flask import Response
-from flask_admin import expose
-from flask_babel import gettext
-from flask_babel import lazy_gettext as _
 
 from admin import charts
 from admin.database import session
 from admin.flow import FlowHistory, by_day
 from admin.locale import day, local, zone
-from admin.views.base import Page, part
+from admin.texts import gettext
+from admin.texts import lazy_gettext as _
+from admin.views.base import Page, expose, part
 from db.models import MessageStatus
 from db.queries import dashboard, directory, gateway, mailings, processes, statistics
 

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from flask import Response, jsonify, request, url_for
-from flask_admin import expose
-from flask_babel import lazy_gettext as _
 from sqlalchemy.orm import Session
 
 from admin.access import requires, wants_json
 from admin.database import session
 from admin.refusals import translate
-from admin.views.base import Page, csv_download, go, keyset, notify, part
+from admin.texts import lazy_gettext as _
+from admin.views.base import Page, csv_download, expose, go, keyset, notify, part
 from common.upload import UploadError, file_blocks
 from db.client_rows import RejectedRow
 from db.csv_rows import UnreadableFileError

@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 from flask import Blueprint, make_response, render_template, request, session, url_for
-from flask_babel import gettext
 from werkzeug.wrappers import Response
 
 from admin import access
 from admin.database import database
 from admin.locale import LANGUAGES
+from admin.texts import gettext
 from admin.views.base import go, notify
 from db import rules
 from db.queries import audit, users

@@ -8,15 +8,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flask import Response, abort
-from flask_admin import expose
-from flask_babel import gettext, ngettext
 from sqlalchemy.orm import Session
 
 from admin import charts, labels
 from admin.access import logged_in, requires
 from admin.database import session
 from admin.locale import local, number
-from admin.views.base import EXPORTED_AT_ONCE, Page, apply, csv_download, go, part
+from admin.texts import gettext, ngettext
+from admin.views.base import EXPORTED_AT_ONCE, Page, apply, csv_download, expose, go, notify, part
 from db.models import Mailing, MailingState, MessageStatus, Role
 from db.queries import audit, dashboard, failures, mailings, messages, previews, statistics
 from db.queries.messages import MessageRow
@@ -126,8 +125,6 @@ def possible_actions(mailing: Mailing, failed: int, now: datetime) -> list[str]:
 
 def _retrying(mailing_id: int, now: datetime) -> Callable[[], None]:
     def retry() -> None:
-        from admin.views.base import notify
-
         _mailing, retried = mailings.retry_failed(session(), mailing_id, None, now)
         notify(
             ngettext(
@@ -185,7 +182,7 @@ def _chart(mailing_id: int) -> str:
     for flow in dashboard.flow(session(), span[0], timedelta(minutes=step), mailing_id):
         amounts[flow.begin.astimezone(UTC)][flow.status] = flow.amount
     begins = sorted(amounts)
-    filled = []
+    filled: list[datetime] = []
     at = begins[0]
     while at <= begins[-1] and len(filled) <= 4 * _COLUMNS_AT_MOST:
         filled.append(at)

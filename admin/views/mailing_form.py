@@ -6,15 +6,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from flask import Response, current_app, request
-from flask_admin import expose
-from flask_babel import gettext
 
 from admin import mailing_values
 from admin.access import requires
 from admin.database import session
 from admin.mailing_values import Form
 from admin.refusals import explain
-from admin.views.base import Page, argument_id, go, notify, part
+from admin.texts import gettext
+from admin.views.base import Page, argument_id, expose, go, notify, part
 from db import rules
 from db.models import Mailing, MailingState, Role
 from db.queries import mailings, previews, test_sends

@@ -7,12 +7,11 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 from flask import Response
-from flask_admin import expose
-from flask_babel import lazy_gettext as _
 
 from admin.database import session
 from admin.locale import zone
-from admin.views.base import Keyset, Page, argument_choice, argument_text, keyset, part
+from admin.texts import lazy_gettext as _
+from admin.views.base import Keyset, Page, argument_choice, argument_text, expose, keyset, part
 from db.models import Mailing, MailingState
 from db.queries import mailings, statistics
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from flask import Response
-from flask_admin import expose
-from flask_babel import lazy_gettext as _
 
 from admin.database import session
-from admin.views.base import Keyset, Page, argument_choice, argument_id, argument_text, keyset, part
+from admin.texts import lazy_gettext as _
+from admin.views.base import Keyset, Page, argument_choice, argument_id, argument_text, expose, keyset, part
 from db import phones
 from db.models import Client, Mailing, MessageStatus
 from db.queries import directory, failures, mailings, messages

@@ -6,11 +6,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from flask import Response, current_app
-from flask_admin import expose
-from flask_babel import lazy_gettext as _
 
 from admin.database import session
-from admin.views.base import Page, part
+from admin.texts import lazy_gettext as _
+from admin.views.base import Page, expose, part
 from admin.views.dashboard import gateway_state
 from db.models import Role
 from db.queries import dashboard, machinery

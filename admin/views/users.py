@@ -6,14 +6,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from flask import request
-from flask_admin import expose
-from flask_babel import gettext
-from flask_babel import lazy_gettext as _
 
 from admin.access import logged_in
 from admin.database import session
 from admin.refusals import explain
-from admin.views.base import Page, apply, go
+from admin.texts import gettext
+from admin.texts import lazy_gettext as _
+from admin.views.base import Page, apply, expose, go
 from db import passwords
 from db.models import Role
 from db.queries import users
