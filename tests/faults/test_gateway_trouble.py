@@ -49,6 +49,7 @@ LIE_REASONS = {
 }
 
 
+@pytest.mark.faults
 def test_an_outage_costs_two_attempts_at_most_and_full_speed_is_back_in_ten_seconds(make_system: SystemMaker) -> None:
     with make_system() as system:
         mailing = system.start_mailing(30_000)
@@ -115,6 +116,7 @@ def test_a_lying_gateway_is_asked_again_under_the_same_id(make_system: SystemMak
         assert sent_again == told > 3_000
 
 
+@pytest.mark.faults
 def test_a_refused_token_blocks_the_gateway_visibly_and_burns_nothing(make_system: SystemMaker) -> None:
     with make_system() as system:
         mailing = system.start_mailing(20_000)

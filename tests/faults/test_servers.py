@@ -28,6 +28,7 @@ DISK_FULL = """
 """
 
 
+@pytest.mark.faults
 def test_a_killed_rabbitmq_delays_and_repeats_nothing(make_system: SystemMaker) -> None:
     with make_system() as system:
         mailing = system.start_mailing(MESSAGES)
