@@ -192,7 +192,7 @@ def _values(facts: Facts, words: Words, admin_url: str | None) -> dict[str, Any]
         "facts": facts,
         "admin_url": admin_url,
         "kind": words(period.kind.value),
-        "title": f"{title} {words('so_far')}" if facts.is_unfinished else title,
+        "title": f"{title}, {words('so_far')}" if facts.is_unfinished else title,
         "warnings": _warnings(facts, words, admin_url),
         "totals": _totals(facts, words),
         "change": words(f"change_{period.kind.value}"),

@@ -196,7 +196,8 @@ def promptness(
     (a pause, retries, the rate limit, an outage) makes it late.
     """
     sending = {mailing.id: mailing for mailing in [m for m in found if m.arrivals["sent"]][:SAMPLED_MAILINGS]}
-    size = SAMPLE // max(1, len(sending))
+    few = sum(mailing.audience for mailing in sending.values()) <= 2 * SAMPLE
+    size = SAMPLE if few else SAMPLE // len(sending)
     large = [mailing.id for mailing in sending.values() if mailing.audience > size]
     rows = session.execute(
         _SENT,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from email import message_from_bytes, policy
 
 import pytest
+from environs import EnvError
 
+from common.settings import mail_addresses
 from reporter.letter import Letter
 from reporter.mail import message_id, new_message_id, write
 
@@ -60,3 +62,28 @@ def test_a_domain_in_another_script_is_written_as_dns_has_it() -> None:
     sent = write(LETTER, SENDER, "anna@пример.рф", "<1@example.com>").as_bytes()
 
     assert b"To: anna@xn--e1afmkfd.xn--p1ai" in sent
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", ()),
+        ("a@b.c", ("a@b.c",)),
+        (
+            ' "Smith, Ben" <ben@example.com>,Анна Ф. <anna@example.com> ,',
+            ('"Smith, Ben" <ben@example.com>', "Анна Ф. <anna@example.com>"),
+        ),
+        ("a@b.c, A <A@b.c>", ("a@b.c",)),
+        ("анна@пример.рф", ("анна@пример.рф",)),
+    ],
+)
+def test_recipients_are_split_as_people_write_them(given: str, expected: tuple[str, ...]) -> None:
+    assert mail_addresses(given) == expected
+
+
+@pytest.mark.parametrize(
+    "given", ["nobody", "a@", "@b.c", "a b@c.d", "a@b.c; b@c.d", "a@b.c\nBcc: x@y.z", "A <a@b.c", "a@b@c.d"]
+)
+def test_what_is_no_address_is_refused(given: str) -> None:
+    with pytest.raises(EnvError, match="separated by commas"):
+        mail_addresses(given)
