@@ -107,6 +107,18 @@ def test_two_processes_send_one_mail_and_end_on_sigterm(installation: Installati
     assert len(installation.server.accepted) == 1
 
 
+def test_a_report_goes_out_at_its_time(installation: Installation) -> None:
+    due = (datetime.now(UTC) + timedelta(seconds=8)).replace(microsecond=0)
+    arrivals: list[datetime] = []
+    installation.server.answer = lambda: arrivals.append(datetime.now(UTC))
+
+    reporter = installation.start(REPORT_TIME=f"{due:%H:%M:%S}")
+
+    assert wait_until(lambda: bool(arrivals), PATIENCE_SECONDS), tail(reporter.log)
+    # Not when the round of every half minute finds it.
+    assert timedelta(0) <= arrivals[0] - due < timedelta(seconds=10)
+
+
 def test_a_crash_between_sending_and_recording_repeats_one_mail_under_the_same_id(installation: Installation) -> None:
     killed = threading.Event()
 
