@@ -185,7 +185,7 @@ def test_a_short_mix_of_faults(make_system: SystemMaker) -> None:
 
 @pytest.mark.faults
 def test_two_minutes_of_all_faults(make_system: SystemMaker) -> None:
-    break_at_random(make_system, 120, ALL, 100_000)
+    break_at_random(make_system, 120, ALL, 150_000)
 
 
 def break_at_random(make_system: SystemMaker, seconds: float, faults: list[Fault], messages: int) -> None:
