@@ -1,24 +1,19 @@
-"""A batch on its way through the gateway client: what is still to be called, what has come back."""
+"""A batch on its way through the gateway client: what is still to be called, and what came of each message."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
 from datetime import datetime
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from db.queries.batches import Recipient, Standing, TakenBatch
+from db.queries.batches import Outcome, Recipient, Standing, TakenBatch
 from db.windows import is_open
 from sender.answers import Answer, Judgement
 from sender.clock import DatabaseClock
 from sender.outcomes import Terms
-
-# Results are recorded in groups: of so many as soon as they are there, of fewer when one has waited so long.
-GROUP_SIZE = 200
-GROUP_SECONDS = 0.03
 
 # From the decision to make a call to its bytes on the wire some time goes by, most on a busy machine: the last calls
 # before a mailing's end are decided so much earlier, so that none leaves after it.
@@ -56,38 +51,50 @@ class Skipped(NamedTuple):
     skip: Skip
 
 
-Result = Called | Skipped
+class Settled(NamedTuple):
+    """A message that was not worth a call, with what becomes of it."""
+
+    recipient: Recipient
+    outcome: Outcome
+
+
+Result = Called | Skipped | Settled
+
+
+class Sink(Protocol):
+    """Where results go."""
+
+    def put(self, delivery: Delivery, result: Result) -> None:
+        """Take in the result of one message."""
 
 
 class Delivery:
-    """The calls of one batch. The client's loop takes from it and puts results in, the actor's thread reads them.
-
-    The actor is woken for a group of results, not for each: a thread switch costs more than a call.
-    """
+    """The messages of one batch on their way. The client's loop takes calls from it; every message gets one result."""
 
     def __init__(
-        self, batch: TakenBatch, terms: Terms, calls: list[Call], clock: DatabaseClock, lease_seconds: float
+        self,
+        batch: TakenBatch,
+        terms: Terms,
+        calls: list[Call],
+        clock: DatabaseClock,
+        lease_seconds: float,
+        sink: Sink,
     ) -> None:
         self.batch_id = batch.id
         self.mailing_id = batch.mailing_id
         self.terms = terms
-        self.size = len(calls)
+        self.size = len(batch.recipients)
+        self.recorded = 0  # results that are in the database
+        self.done = threading.Event()  # set when all are
         self.withdrawn: set[int] = set()  # client ids
-        self.results: deque[Result] = deque()
-        self.group_due_at: float | None = None  # monotonic; None while there is nothing to record
-        self._group_ready = threading.Event()
-        self._put = 0
         self._clock = clock
+        self._sink = sink
         self._waiting = deque(calls)
         self._stopped = False
         self._lease_deadline = time.monotonic() + lease_seconds
         self._open_zones: dict[str, tuple[float, bool]] = {}
         self.ends_at = terms.ends_at
-
-    @property
-    def waiting(self) -> int:
-        """How many of its calls were not started yet."""
-        return len(self._waiting)
+        self.note_recorded(0)
 
     @property
     def ends_at(self) -> datetime:
@@ -116,9 +123,9 @@ class Delivery:
         return self._stopped or now >= self._lease_deadline or now >= self.end_deadline
 
     @property
-    def is_accounted_for(self) -> bool:
-        """Whether every message has a result."""
-        return self._put == self.size
+    def waiting(self) -> int:
+        """How many of its calls were not started yet."""
+        return len(self._waiting)
 
     def next_call(self, now: float) -> Call | None:
         """The next call to start at this monotonic time, or None when none is left."""
@@ -141,30 +148,14 @@ class Delivery:
             self.put(Skipped(self._waiting.popleft().recipient, Skip.RETURNED))
 
     def put(self, result: Result) -> None:
-        """Take in a result; `hand_over` wakes the actor for it when its group is due."""
-        self.results.append(result)
-        self._put += 1
-        if self.group_due_at is None:
-            self.group_due_at = time.monotonic() + GROUP_SECONDS
+        """Pass on the result of one message."""
+        self._sink.put(self, result)
 
-    def hand_over(self, now: float) -> None:
-        """Wake the actor if there is a group worth a commit, or one that has waited long enough."""
-        if self.group_due_at is None:
-            return
-        if now >= self.group_due_at or len(self.results) >= GROUP_SIZE or self.is_accounted_for:
-            self.group_due_at = None
-            self._group_ready.set()
-
-    def groups(self) -> Iterator[list[Result]]:
-        """The results as they come, in groups worth a commit, until every message is accounted for."""
-        left = self.size
-        while left:
-            self._group_ready.wait()
-            self._group_ready.clear()
-            group = [self.results.popleft() for _ in range(len(self.results))]
-            left -= len(group)
-            if group:
-                yield group
+    def note_recorded(self, count: int) -> None:
+        """Take note that so many more results are in the database."""
+        self.recorded += count
+        if self.recorded == self.size:
+            self.done.set()
 
     def _window_is_open(self, recipient: Recipient, now: float) -> bool:
         zone = recipient.timezone

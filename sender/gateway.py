@@ -13,7 +13,7 @@ import select
 import ssl
 import threading
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from io import BytesIO
 from typing import Protocol
 
@@ -113,8 +113,8 @@ class GatewayClient:
         self._busy = 0  # in flight, or not yet recorded
         self._busy_of: defaultdict[int, int] = defaultdict(int)  # the same by mailing
         self._incoming: deque[Delivery] = deque()
-        self._active: set[Delivery] = set()  # until every message has a result
-        self._freed: deque[tuple[int, int]] = deque()
+        self._active: set[Delivery] = set()  # while they have calls that were not begun
+        self._freed: deque[Counter[int]] = deque()
         self._ring: deque[int] = deque()  # mailing ids, in turn
         self._deliveries: dict[int, deque[Delivery]] = {}
         self._failing: dict[int, tuple[float, float]] = {}  # mailing id: weighted share of failures, when last heard
@@ -141,15 +141,14 @@ class GatewayClient:
         self._thread.start()
 
     def submit(self, delivery: Delivery) -> None:
-        """Begin a delivery; its results appear in `delivery.results`."""
+        """Begin a delivery; its results go to its sink."""
         self._incoming.append(delivery)
         self._wake()
 
-    def recorded(self, delivery: Delivery, calls: int) -> None:
-        """Free the places of calls whose outcomes are in the database."""
-        if calls:
-            self._freed.append((delivery.mailing_id, calls))
-            self._wake()
+    def recorded(self, calls: Counter[int]) -> None:
+        """Free the places of calls whose outcomes are in the database; their number by mailing."""
+        self._freed.append(calls)
+        self._wake()
 
     def wake(self) -> None:
         """Look at the deliveries and the pace again."""
@@ -194,7 +193,8 @@ class GatewayClient:
     def _round(self) -> None:
         self._take_in()
         now = time.monotonic()
-        pause = min(self._start_calls(now), self._hand_over(now))
+        self._return_what_is_over(now)
+        pause = self._start_calls(now)
         if self._timer is not None:
             pause = min(pause, self._timer - now)
         for descriptor, events in self._epoll.poll(max(0.0, pause)):
@@ -207,26 +207,21 @@ class GatewayClient:
             self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
         self._finish_calls()
 
-    def _hand_over(self, now: float) -> float:
-        """Look after the deliveries under way; seconds until the next has a group to record."""
-        pause = IDLE_SECONDS
+    def _return_what_is_over(self, now: float) -> None:
+        """Give back paused, ended and lost batches at once, even while all places are taken."""
         for delivery in list(self._active):
             if delivery.is_over(now):
                 delivery.return_rest()
-            delivery.hand_over(now)
-            if delivery.is_accounted_for:
+            if not delivery.waiting:
                 self._active.discard(delivery)
-            elif delivery.group_due_at is not None:
-                pause = min(pause, delivery.group_due_at - now)
-        return pause
 
     def _take_in(self) -> None:
         while self._freed:
-            mailing_id, calls = self._freed.popleft()
-            self._busy -= calls
-            self._busy_of[mailing_id] -= calls
-            if not self._busy_of[mailing_id]:
-                del self._busy_of[mailing_id]
+            for mailing_id, calls in self._freed.popleft().items():
+                self._busy -= calls
+                self._busy_of[mailing_id] -= calls
+                if not self._busy_of[mailing_id]:
+                    del self._busy_of[mailing_id]
         while self._incoming:
             delivery = self._incoming.popleft()
             if delivery.mailing_id not in self._deliveries:

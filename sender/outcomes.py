@@ -64,6 +64,11 @@ def outside_window(recipient: Recipient, terms: Terms, now: datetime) -> Outcome
     return Outcome(recipient.message_id, MessageStatus.PENDING, due_at=due_at)
 
 
+def taken_back(recipient: Recipient, now: datetime) -> Outcome:
+    """What becomes of a message that was released and not called for: due again, as if nothing had been."""
+    return Outcome(recipient.message_id, MessageStatus.PENDING, due_at=now, keeps_error=True)
+
+
 def unsendable(recipient: Recipient, status: MessageStatus, reason: str, now: datetime) -> Outcome:
     """What becomes of a message that is not worth a call: the client is gone, or the text cannot be filled in."""
     word = "failed" if status is MessageStatus.FAILED else None

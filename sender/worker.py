@@ -25,6 +25,7 @@ from sender.clock import DatabaseClock
 from sender.gateway import GatewayClient
 from sender.keeper import Keeper
 from sender.pacer import Pacer
+from sender.recorder import Recorder
 
 log = structlog.get_logger(__name__)
 
@@ -85,11 +86,14 @@ def run_batches(settings: Settings) -> None:
     pacer.wake = client.wake
     keeper = Keeper(engine, name, BATCH_THREADS, clock, pacer, settings.gateway_rate_limit or None, client.wake)
     broker = connect(settings.amqp_url)
-    sender = BatchSender(sessions, name, client, keeper, clock, settings.gateway_max_attempts)
+    recorder = Recorder(sessions, clock)
+    recorder.on_recorded = client.recorded
+    sender = BatchSender(sessions, name, client, recorder, keeper, clock, settings.gateway_max_attempts)
     sender.declare()
     keeper.start()
     keeper.ready.wait(timeout=5)  # The clock and the pace are known before the first call.
     pacer.start()
+    recorder.start()
     client.start()
     worker = _start_worker(broker, BATCHES_QUEUE, BATCH_THREADS)
     log.info("sender_started", process=name)
@@ -99,9 +103,11 @@ def run_batches(settings: Settings) -> None:
     client.drain()
     deadline = time.monotonic() + DRAIN_SECONDS
     # A database that is away when the time is up: leave it to the leases.
-    threading.Timer(DRAIN_SECONDS * 0.8, sender.give_up).start()
+    for waiting in (sender, recorder):
+        threading.Timer(DRAIN_SECONDS * 0.8, waiting.give_up).start()
     worker.stop(timeout=int((deadline - time.monotonic()) * 1000))
     pacer.stop()
+    recorder.stop()
     keeper.stop()
     client.close()
     log.info("sender_stopped", process=name)

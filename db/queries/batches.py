@@ -66,6 +66,7 @@ class Outcome:
     http_status: int | None = None
     milliseconds: int | None = None
     at: datetime | None = None
+    keeps_error: bool = False  # the message was not called for: what is known of it stays
 
 
 def outstanding(session: Session) -> dict[int, int]:
@@ -142,21 +143,18 @@ def take(session: Session, batch_id: int, worker_id: str) -> TakenBatch | None:
 
 # A receipt that overtook our own record (see `queries.receipts`) is applied here, in the same transaction.
 _RECORD = sa.text("""
-    WITH outcome AS MATERIALIZED (
-        SELECT * FROM unnest(
-            CAST(:ids AS bigint[]), CAST(:statuses AS text[]), CAST(:counted AS boolean[]), CAST(:due AS timestamptz[]),
-            CAST(:errors AS text[])
-        ) AS o (message_id, status, counted, due_at, error)
-    )
     UPDATE message SET
         status = outcome.status,
         attempts = least(message.attempts + outcome.counted::int, 32767),
         next_attempt_at = outcome.due_at,
-        last_error = outcome.error,
+        last_error = CASE WHEN outcome.keeps_error THEN message.last_error ELSE outcome.error END,
         sent_at = CASE WHEN outcome.status = 'sent' THEN now() ELSE message.sent_at END,
         batch_id = NULL
-    FROM outcome
-    WHERE message.id = outcome.message_id AND message.batch_id = :batch_id AND message.status = 'sending'
+    FROM unnest(
+        CAST(:ids AS bigint[]), CAST(:batch_ids AS bigint[]), CAST(:statuses AS text[]), CAST(:counted AS boolean[]),
+        CAST(:due AS timestamptz[]), CAST(:errors AS text[]), CAST(:keeps_error AS boolean[])
+    ) AS outcome (message_id, batch_id, status, counted, due_at, error, keeps_error)
+    WHERE message.id = outcome.message_id AND message.batch_id = outcome.batch_id AND message.status = 'sending'
     RETURNING message.id
 """)
 
@@ -180,22 +178,24 @@ _HISTORY = sa.text("""
 """)
 
 
-def record(session: Session, batch_id: int, outcomes: Sequence[Outcome]) -> int:
-    """Write the outcomes of messages that still are in this batch; the count of those that were."""
+def record(session: Session, outcomes: Sequence[tuple[int, Outcome]]) -> int:
+    """Write outcomes, each with the id of the batch it comes from, of messages that still are in it; their count."""
+    rows = [outcome for _, outcome in outcomes]
     changed = set(
         session.scalars(
             _RECORD,
             {
-                "batch_id": batch_id,
-                "ids": [o.message_id for o in outcomes],
-                "statuses": [o.status.value for o in outcomes],
-                "counted": [o.counted for o in outcomes],
-                "due": [o.due_at for o in outcomes],
-                "errors": [o.error for o in outcomes],
+                "ids": [o.message_id for o in rows],
+                "batch_ids": [batch_id for batch_id, _ in outcomes],
+                "statuses": [o.status.value for o in rows],
+                "counted": [o.counted for o in rows],
+                "due": [o.due_at for o in rows],
+                "errors": [o.error for o in rows],
+                "keeps_error": [o.keeps_error for o in rows],
             },
         )
     )
-    _write_history(session, [o for o in outcomes if o.outcome and o.message_id in changed])
+    _write_history(session, [o for o in rows if o.outcome and o.message_id in changed])
     if session.scalar(sa.text("SELECT EXISTS (SELECT FROM receipt)")):
         session.execute(_APPLY_RECEIPTS, {"ids": sorted(changed)})
     return len(changed)
@@ -218,23 +218,19 @@ def _write_history(session: Session, outcomes: Sequence[Outcome]) -> None:
     )
 
 
-def give_back(session: Session, batch_id: int, message_ids: Sequence[int]) -> int:
-    """Return messages that were not attempted to pending, due now; the count of those that still were in the batch."""
-    return _rowcount(
-        session.execute(
-            sa.text(
-                "UPDATE message SET status = 'pending', batch_id = NULL, next_attempt_at = now()"
-                " WHERE id = ANY(:ids) AND batch_id = :batch_id AND status = 'sending'"
-            ),
-            {"ids": list(message_ids), "batch_id": batch_id},
-        )
-    )
+def finish(session: Session, batch_ids: Sequence[int]) -> None:
+    """Remove batches whose messages are all recorded, and wake the dispatcher."""
+    if batch_ids:
+        session.execute(sa.text("DELETE FROM batch WHERE id = ANY(:ids)"), {"ids": list(batch_ids)})
+        session.execute(sa.text("SELECT pg_notify('work', :payload)"), {"payload": ROOM})
 
 
-def finish(session: Session, batch_id: int) -> None:
-    """Remove a batch whose messages are all recorded or given back, and wake the dispatcher."""
-    session.execute(sa.text("DELETE FROM batch WHERE id = :id"), {"id": batch_id})
-    session.execute(sa.text("SELECT pg_notify('work', :payload)"), {"payload": ROOM})
+_RECLAIM = sa.text("""
+    UPDATE message SET status = 'pending', batch_id = NULL, next_attempt_at = now(),
+           attempts = least(attempts + :counted, 32767)
+    WHERE id = ANY(:ids) AND batch_id = :batch_id AND status = 'sending'
+    RETURNING id
+""")
 
 
 def withdraw(session: Session, batch_id: int) -> None:
@@ -243,7 +239,7 @@ def withdraw(session: Session, batch_id: int) -> None:
         sa.text("DELETE FROM batch WHERE id = :id AND worker_id IS NULL RETURNING message_ids"), {"id": batch_id}
     )
     if ids is not None:
-        give_back(session, batch_id, ids)
+        session.execute(_RECLAIM, {"ids": ids, "batch_id": batch_id, "counted": 0})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -273,13 +269,6 @@ _LOST = sa.text("""
     DELETE FROM batch WHERE id IN (
         SELECT id FROM batch WHERE lease_until < now() ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED
     ) RETURNING id, message_ids, worker_id
-""")
-
-_RECLAIM = sa.text("""
-    UPDATE message SET status = 'pending', batch_id = NULL, next_attempt_at = now(),
-           attempts = least(attempts + :counted, 32767)
-    WHERE id = ANY(:ids) AND batch_id = :batch_id AND status = 'sending'
-    RETURNING id
 """)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -56,15 +56,16 @@ class GatewayRow:
     now: datetime
 
 
-def add_tally(session: Session, mailing_id: int, tally: Tally) -> None:
-    """Add the answers of one recorded group."""
-    session.execute(
-        sa.text(
-            "INSERT INTO gateway_tally (mailing_id, answered, troubled, slowed, blocked, reason, timings)"
-            " VALUES (:mailing_id, :answered, :troubled, :slowed, :blocked, :reason, :timings)"
-        ),
-        {"mailing_id": mailing_id, **dataclasses.asdict(tally)},
-    )
+def add_tallies(session: Session, tallies: Mapping[int, Tally]) -> None:
+    """Add the answers of one recorded group, by mailing."""
+    if tallies:
+        session.execute(
+            sa.text(
+                "INSERT INTO gateway_tally (mailing_id, answered, troubled, slowed, blocked, reason, timings)"
+                " VALUES (:mailing_id, :answered, :troubled, :slowed, :blocked, :reason, :timings)"
+            ),
+            [{"mailing_id": mailing_id, **dataclasses.asdict(tally)} for mailing_id, tally in tallies.items()],
+        )
 
 
 def read(session: Session) -> GatewayRow:

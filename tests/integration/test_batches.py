@@ -47,6 +47,10 @@ def take(session: Session, batch_id: int, worker: str = "a") -> batches.TakenBat
     return taken
 
 
+def record(session: Session, batch_id: int, outcomes: list[Outcome]) -> int:
+    return batches.record(session, [(batch_id, outcome) for outcome in outcomes])
+
+
 def statuses(session: Session) -> dict[str, int]:
     session.expire_all()
     return {s.value: n for s, n in session.execute(sa.select(Message.status, sa.func.count()).group_by(Message.status))}
@@ -145,10 +149,11 @@ def test_outcomes_are_written_once(session: Session, mailing: Mailing) -> None:
         Outcome(third, MessageStatus.PENDING, True, now, "timeout", "retry", "timeout", None, 10_003, now),
         Outcome(fourth, MessageStatus.PENDING, False, now, "http_401", "blocked", "http_401", 401, 7, now),
     ]
-    assert batches.record(session, batch.id, outcomes) == 4
-    assert batches.record(session, batch.id, outcomes) == 0
-    assert batches.give_back(session, batch.id, rest) == 6
-    batches.finish(session, batch.id)
+    back = [Outcome(message_id, MessageStatus.PENDING, due_at=now, keeps_error=True) for message_id in rest]
+    assert record(session, batch.id, outcomes) == 4
+    assert record(session, batch.id, outcomes) == 0
+    assert record(session, batch.id, back) == 6
+    batches.finish(session, [batch.id])
     session.commit()
     assert statuses(session) == counted(session) == {"sent": 1, "failed": 1, "pending": 8}
     assert session.scalar(sa.select(sa.func.count()).select_from(Batch)) == 0
@@ -167,16 +172,15 @@ def test_a_swept_batch_goes_back_and_a_late_worker_changes_nothing(session: Sess
     assert batches.sweep(session) == 10
     session.commit()
     late = [Outcome(r.message_id, SENT, counted=True) for r in batch.recipients]
-    assert batches.record(session, batch.id, late) == 0
-    assert batches.give_back(session, batch.id, [r.message_id for r in batch.recipients]) == 0
+    assert record(session, batch.id, late) == 0
     session.commit()
     assert statuses(session) == counted(session) == {"pending": 10}
     # It may have been sent: the attempt is counted and told.
     assert set(session.scalars(sa.select(Message.attempts))) == {1}
     assert {(a.outcome, a.reason) for a in session.scalars(sa.select(Attempt))} == {("lost", "worker_lost")}
     again = take(session, release(session, mailing), "b")
-    assert batches.record(session, batch.id, late) == 0
-    assert batches.record(session, again.id, [Outcome(r.message_id, SENT, True) for r in again.recipients]) == 10
+    assert record(session, batch.id, late) == 0
+    assert record(session, again.id, [Outcome(r.message_id, SENT, True) for r in again.recipients]) == 10
 
 
 def test_a_batch_that_no_worker_took_costs_no_attempt(session: Session, mailing: Mailing) -> None:
@@ -225,6 +229,29 @@ def test_an_orphan_is_found(session: Session, mailing: Mailing) -> None:
     assert statuses(session) == {"pending": 10}
 
 
+def test_outcomes_of_several_batches_are_written_at_once(session: Session, mailing: Mailing) -> None:
+    first, second = take(session, release(session, mailing, 4)), take(session, release(session, mailing, 4))
+    rows = [(batch.id, Outcome(r.message_id, SENT, True)) for batch in (first, second) for r in batch.recipients]
+    crossed = [(second.id, Outcome(r.message_id, SENT, True)) for r in first.recipients]
+    assert batches.record(session, crossed) == 0
+    assert batches.record(session, rows) == 8
+    batches.finish(session, [first.id, second.id])
+    session.commit()
+    assert statuses(session) == counted(session) == {"sent": 8, "pending": 2}
+    assert batches.outstanding(session) == {}
+
+
+def test_a_returned_message_keeps_what_is_known_of_it(session: Session, mailing: Mailing) -> None:
+    session.execute(sa.update(Message).values(last_error="timeout", attempts=3))
+    batch = take(session, release(session, mailing, 1))
+    message_id = batch.recipients[0].message_id
+    now = session.scalar(sa.select(sa.func.now()))
+    record(session, batch.id, [Outcome(message_id, MessageStatus.PENDING, due_at=now, keeps_error=True)])
+    session.commit()
+    back = session.get_one(Message, message_id)
+    assert (back.status, back.last_error, back.attempts) == ("pending", "timeout", 3)
+
+
 @pytest.mark.parametrize(
     ("outcome", "receipt", "status"),
     [
@@ -243,7 +270,7 @@ def test_a_receipt_that_overtook_our_record_is_applied_with_it(
     session.commit()
     due = session.scalar(sa.select(sa.func.now())) if outcome is MessageStatus.PENDING else None
     error = None if outcome is SENT else "timeout"
-    batches.record(session, batch.id, [Outcome(message_id, outcome, True, due, error)])
+    record(session, batch.id, [Outcome(message_id, outcome, True, due, error)])
     session.commit()
     assert session.get_one(Message, message_id).status == status
     assert session.scalar(sa.select(sa.func.count()).select_from(Receipt)) == 0

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -66,17 +67,44 @@ def delivery(
     ]
     batch = TakenBatch(first_id, mailing_id, text, ends_at, None, False, recipients)
     calls = [Call(recipient, 79161234567, text) for recipient in recipients]
-    return Delivery(batch, Terms(ends_at, None, False, 20), calls, DatabaseClock(), lease)
+    return Delivery(batch, Terms(ends_at, None, False, 20), calls, DatabaseClock(), lease, Collector())
+
+
+class Collector:
+    """Takes results as the recorder does, and tells the client at once that they are recorded, unless asked not to."""
+
+    def __init__(self) -> None:
+        self.client: GatewayClient | None = None
+        self.results: list[Result] = []
+        self.changed = threading.Condition()
+
+    def put(self, sent: Delivery, result: Result) -> None:
+        with self.changed:
+            self.results.append(result)
+            sent.note_recorded(1)
+            self.changed.notify_all()
+        if self.client and isinstance(result, Called):
+            self.client.recorded(Counter([sent.mailing_id]))
+
+    def wait_for(self, count: int) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(self.results) >= count, 20)
+
+
+def collector(sent: Delivery) -> Collector:
+    """The collector that `delivery` has given it."""
+    sink = sent._sink
+    assert isinstance(sink, Collector)
+    return sink
 
 
 def results(client: GatewayClient, sent: Delivery) -> list[Result]:
-    """Run a delivery to its end, recording groups as an actor does."""
+    """Run a delivery to its end."""
+    collected = collector(sent)
+    collected.client = client
     client.submit(sent)
-    everything: list[Result] = []
-    for group in sent.groups():
-        everything += group
-        client.recorded(sent, sum(isinstance(result, Called) for result in group))
-    return everything
+    assert sent.done.wait(30)
+    return collected.results
 
 
 def only(found: list[Result]) -> Called:
@@ -253,15 +281,11 @@ def test_what_is_not_recorded_keeps_its_place(simulator: Simulator) -> None:
     with client_for(simulator.url, concurrency=10) as client:
         sent = delivery(3000, 50)
         client.submit(sent)
-        groups = sent.groups()
-        seen = len(next(groups))
-        while seen < 8:  # one mailing's share of ten
-            seen += len(next(groups))
+        collector(sent).wait_for(8)  # one mailing's share of ten
         time.sleep(0.3)  # the absence of more calls is what is looked for
-        assert not sent.results
-        assert simulator.received()["requests"] == seen == 8
-        client.recorded(sent, 8)
-        assert all(isinstance(result, Called) for result in next(groups))
+        assert simulator.received()["requests"] == len(collector(sent).results) == 8
+        client.recorded(Counter({1: 8}))
+        collector(sent).wait_for(16)
         sent.stop()
 
 
@@ -321,7 +345,8 @@ def test_draining_finishes_what_is_on_the_wire_and_returns_the_rest(simulator: S
             client.submit(sent)
             assert simulator.wait_for(lambda received: received["requests"] >= 8)
             client.drain()
-            found = [result for group in sent.groups() for result in group]
+            assert sent.done.wait(10)
+            found = collector(sent).results
     finally:
         simulator.calm()
     assert sum(isinstance(result, Called) for result in found) == simulator.received()["requests"] == 8

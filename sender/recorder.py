@@ -1,0 +1,146 @@
+"""One writer per sending process: the results of all its batches, in groups, each group one transaction.
+
+A transaction costs as much as the rows of a hundred messages. So results gather while the one before is written, and a
+little longer when they come fast.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import structlog
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session, sessionmaker
+
+from db.queries import batches, gateway
+from db.queries.batches import Outcome
+from sender.clock import DatabaseClock
+from sender.delivery import Called, Delivery, Result, Settled, Skip
+from sender.outcomes import add_to_tally, after_answer, outside_window, taken_back
+
+log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
+
+GROUP_SIZE = 1000
+# Groups are begun no more often than this, so that under load they are worth their commit.
+GROUP_SECONDS = 0.025
+# The first pause when the database does not take a result; doubled up to the last.
+PAUSES_SECONDS = (0.1, 2.0)
+AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeout)
+
+
+class GivenUpError(Exception):
+    """The process ends and the database is still away: leases will run out, nothing is lost."""
+
+
+def until_committed(sessions: sessionmaker[Session], work: Callable[[Session], _T], giving_up: threading.Event) -> _T:
+    """Run and commit; while the database is away, wait for it: results in hand must not be lost.
+
+    Everything done here is guarded by the batch, so repeating a transaction whose commit was cut off does no harm.
+    Raises GivenUpError when the process ends meanwhile.
+    """
+    pause, longest = PAUSES_SECONDS
+    while True:
+        try:
+            with sessions.begin() as session:
+                return work(session)
+        except AWAY as error:
+            if giving_up.is_set():
+                raise GivenUpError from error
+            log.warning("database_away", error=type(error).__name__)
+            giving_up.wait(pause * random.uniform(0.5, 1.0))
+            pause = min(pause * 2, longest)
+
+
+class Recorder:
+    """Takes results from the gateway's loop and brings them into the database on a thread of its own."""
+
+    def __init__(self, sessions: sessionmaker[Session], clock: DatabaseClock) -> None:
+        self._sessions = sessions
+        self._clock = clock
+        # Called after each commit with the number of calls recorded, by mailing.
+        self.on_recorded: Callable[[Counter[int]], None] = lambda _calls: None
+        self._results: deque[tuple[Delivery, Result]] = deque()
+        self._wanted = threading.Event()
+        self._giving_up = threading.Event()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write what is there, then end the thread."""
+        self._stopped = True
+        self._wanted.set()
+        self._thread.join(timeout=5)
+
+    def give_up(self) -> None:
+        """Stop waiting for a database that is away."""
+        self._giving_up.set()
+
+    def put(self, delivery: Delivery, result: Result) -> None:
+        """Take in a result; called for every message, so it only takes a lock when the writer sleeps."""
+        self._results.append((delivery, result))
+        if not self._wanted.is_set():
+            self._wanted.set()
+
+    def _run(self) -> None:
+        while not self._stopped or self._results:
+            self._wanted.wait()
+            self._wanted.clear()
+            began = time.monotonic()
+            while self._results:
+                self._write([self._results.popleft() for _ in range(min(len(self._results), GROUP_SIZE))])
+            time.sleep(max(0.0, began + GROUP_SECONDS - time.monotonic()))
+
+    def _write(self, group: Sequence[tuple[Delivery, Result]]) -> None:
+        results = Counter(delivery for delivery, _ in group)
+        finished = [delivery for delivery, count in results.items() if delivery.recorded + count == delivery.size]
+        outcomes, tallies = self._sort(group)
+
+        def work(session: Session) -> None:
+            batches.record(session, outcomes)
+            gateway.add_tallies(session, tallies)
+            batches.finish(session, [delivery.batch_id for delivery in finished])
+
+        try:
+            until_committed(self._sessions, work, self._giving_up)
+        except (GivenUpError, SQLAlchemyError):
+            # Not the database's absence but something in these rows: the leases run out and the sweep has them.
+            log.exception("results_lost", messages=len(group))
+            for delivery in results:
+                delivery.stop()
+        for delivery, count in results.items():
+            delivery.note_recorded(count)
+        self.on_recorded(Counter(delivery.mailing_id for delivery, result in group if isinstance(result, Called)))
+
+    def _sort(
+        self, group: Sequence[tuple[Delivery, Result]]
+    ) -> tuple[list[tuple[int, Outcome]], dict[int, gateway.Tally]]:
+        """What to write of each message, by batch, and how the gateway answered, by mailing."""
+        outcomes: list[tuple[int, Outcome]] = []
+        tallies: dict[int, gateway.Tally] = {}
+        now = self._clock.now()
+        for delivery, result in group:
+            if isinstance(result, Called):
+                outcome = after_answer(result.recipient, result.answer, result.judgement, delivery.terms, now)
+                tally = tallies.get(delivery.mailing_id) or tallies.setdefault(delivery.mailing_id, gateway.Tally())
+                add_to_tally(tally, result.judgement)
+                tally.time(result.answer.milliseconds)
+            elif isinstance(result, Settled):
+                outcome = result.outcome
+            elif result.skip is Skip.CLOSED:
+                outcome = outside_window(result.recipient, delivery.terms, now)
+            else:
+                # A withdrawn client's message goes back too: the next release reads what has become of the client.
+                outcome = taken_back(result.recipient, now)
+            outcomes.append((delivery.batch_id, outcome))
+        return outcomes, tallies
