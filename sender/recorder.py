@@ -30,6 +30,7 @@ _T = TypeVar("_T")
 GROUP_SIZE = 1000
 # Groups are begun no more often than this, so that under load they are worth their commit.
 GROUP_SECONDS = 0.025
+IDLE_SECONDS = 0.5
 # The first pause when the database does not take a result; doubled up to the last.
 PAUSES_SECONDS = (0.1, 2.0)
 AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeout)
@@ -94,11 +95,12 @@ class Recorder:
 
     def _run(self) -> None:
         while not self._stopped or self._results:
-            self._wanted.wait()
             self._wanted.clear()
+            if not self._results:
+                self._wanted.wait(IDLE_SECONDS)
+                continue
             began = time.monotonic()
-            while self._results:
-                self._write([self._results.popleft() for _ in range(min(len(self._results), GROUP_SIZE))])
+            self._write([self._results.popleft() for _ in range(min(len(self._results), GROUP_SIZE))])
             time.sleep(max(0.0, began + GROUP_SECONDS - time.monotonic()))
 
     def _write(self, group: Sequence[tuple[Delivery, Result]]) -> None:
