@@ -34,15 +34,10 @@ class Column(NamedTuple):
     label: str
     amounts: Mapping[MessageStatus, int]
 
-    @property
-    def total(self) -> int:
-        """The height of the column."""
-        return sum(self.amounts.values())
-
 
 def columns(title: str, data: Sequence[Column], statuses: Sequence[MessageStatus]) -> Markup:
     """Stacked columns with a scale, a legend and the same numbers as a table."""
-    top = _nice_top(max((column.total for column in data), default=0))
+    top = _nice_top(max((sum(column.amounts.get(status, 0) for status in statuses) for column in data), default=0))
     shapes = [(column, _stack(column, statuses, top), _describe(column, statuses)) for column in data]
     totals = {status: sum(column.amounts.get(status, 0) for column in data) for status in statuses}
     return Markup(  # noqa: S704  # A template escapes what it is given.

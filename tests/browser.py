@@ -69,8 +69,9 @@ class AdminSite:
     def session(self) -> Iterator[Session]:
         """A transaction beside the pages."""
         engine = create_engine(normalise_url(self.database_url), poolclass=NullPool)
-        with Session(engine, expire_on_commit=False) as session, session.begin():
+        with Session(engine, expire_on_commit=False) as session:
             yield session
+            session.commit()
 
 
 class Visitor:

@@ -69,6 +69,12 @@ def shared_database_url(postgresql_url: sa.URL, template_database: str) -> Itera
     yield from _copy(postgresql_url, template_database)
 
 
+@pytest.fixture(scope="module")
+def module_database_url(postgresql_url: sa.URL, template_database: str) -> Iterator[str]:
+    """An empty database for the tests of one module."""
+    yield from _copy(postgresql_url, template_database)
+
+
 @pytest.fixture
 def engine(database_url: str) -> Iterator[sa.Engine]:
     """Connections to the test's database, enough for tests about races."""

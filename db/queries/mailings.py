@@ -115,7 +115,7 @@ def latest(session: Session, wanted: Filter, beyond: int | None, limit: int, *, 
 def names(session: Session, mailing_ids: Iterable[int]) -> dict[int, str]:
     """What these mailings are called."""
     statement = sa.select(Mailing.id, Mailing.name).where(Mailing.id.in_(list(mailing_ids)))
-    return dict(session.execute(statement).tuples().all())
+    return {row.id: row.name for row in session.execute(statement)}
 
 
 def edit(session: Session, mailing_id: int, changes: Mapping[str, Any], now: datetime) -> Mailing:

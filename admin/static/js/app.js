@@ -4,7 +4,7 @@ import "./live.js";
 const YEAR = 365 * 24 * 3600;
 const remember = (name, value) => {
   const secure = location.protocol === "https:" ? "; Secure" : "";
-  document.cookie = `${name}=${encodeURIComponent(value)}; Path=/; Max-Age=${YEAR}; SameSite=Lax${secure}`;
+  document.cookie = `${name}=${value}; Path=/; Max-Age=${YEAR}; SameSite=Lax${secure}`;
 };
 
 remember("zone", Intl.DateTimeFormat().resolvedOptions().timeZone || "");

@@ -1,0 +1,204 @@
+"""Every page in a real browser: accessible, not too wide for a phone, without script errors, in both languages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from db.models import ApiKey, MessageStatus, Role
+from tests.browser import DESKTOP, PASSWORD, PEOPLE, PHONE, AdminSite, Visitor
+from tools.sample import fill
+
+PAGES = (
+    "/",
+    "/mailings/",
+    "/mailings/?state=draft&from=2026-01-01",
+    "/mailings/?kind=test",
+    "/mailings/new/",
+    "/mailings/new/?copy=1",
+    "/mailings/new/1/",
+    "/mailings/1/",
+    "/mailings/2/",
+    "/mailings/3/",
+    "/mailings/1/confirm/delete",
+    "/mailings/2/confirm/cancel",
+    "/mailings/4/confirm/start",
+    "/messages/",
+    "/messages/?mailing=1&status=failed",
+    "/messages/?phone=12",
+    "/messages/1/",
+    "/clients/",
+    "/clients/?phone=916&tag=vip",
+    "/clients/new",
+    "/clients/1/",
+    "/clients/1/edit",
+    "/clients/1/delete",
+    "/imports/",
+    "/imports/1/",
+    "/api-keys/",
+    "/api-keys/1/revoke",
+    "/users/",
+    "/users/1/",
+    "/audit/",
+    "/system/",
+    "/account/",
+    "/nowhere",
+)
+
+
+@pytest.fixture(scope="module")
+def site(module_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
+    """The pages on a database with something on each of them."""
+    admin = AdminSite(module_database_url, tmp_path_factory.mktemp("admin"))
+    with admin.session() as session:
+        fill(session, datetime.now(UTC))
+    admin.start()
+    yield admin
+    admin.process.stop()
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    ("language", "size", "dark"),
+    [("en-US", DESKTOP, False), ("ru-RU", PHONE, True)],
+    ids=["english-desktop-light", "russian-phone-dark"],
+)
+def test_pages_have_no_faults(
+    visit: Callable[..., Visitor],
+    site: AdminSite,
+    language: str,
+    size: tuple[int, int],
+    dark: bool,
+) -> None:
+    visitor = visit(site, language=language, size=size, dark=dark)
+    visitor.page.goto("/login")
+    found = {"/login": visitor.faults()}
+    visitor.log_in()
+    for path in PAGES:
+        visitor.page.goto(path)
+        found[path] = visitor.faults()
+        if visitor.is_too_wide():
+            found[path].append("too wide")
+        if visitor.page.locator("main h1").count() != 1:
+            found[path].append("needs exactly one h1")
+    assert {path: faults for path, faults in found.items() if faults} == {}
+
+
+def test_russian_pages_hold_no_english(visit: Callable[..., Visitor], site: AdminSite) -> None:
+    visitor = visit(site, language="ru-RU").log_in()
+    for path in ("/", "/mailings/", "/mailings/new/", "/mailings/1/", "/clients/", "/imports/", "/messages/1/"):
+        visitor.page.goto(path)
+        words = visitor.page.inner_text("nav >> visible=true") + visitor.page.inner_text("main h1, main h2 >> nth=0")
+        for english in ("Dashboard", "Mailings\n", "Messages", "Clients", "Log out", "Sent", "Failed"):
+            assert english not in words, path
+
+
+def test_language_switch_wins_over_the_browser_and_is_remembered(
+    visit: Callable[..., Visitor], site: AdminSite
+) -> None:
+    visitor = visit(site)
+    visitor.page.goto("/login")
+    visitor.page.click('button[value="ru"]')
+    assert visitor.page.inner_text("h1") == "Вход в Mailings"
+    visitor.log_in(Role.VIEWER)
+    assert visitor.page.inner_text("h1") == "Сводка"
+    visitor.page.click('.side button[value="en"]')
+    assert visitor.page.inner_text("h1") == "Dashboard"
+    other = visit(site, language="ru-RU").log_in(Role.VIEWER)
+    assert other.page.inner_text("h1") == "Dashboard"
+
+
+def test_theme_switch_needs_no_reload_and_is_remembered(visit: Callable[..., Visitor], site: AdminSite) -> None:
+    visitor = visit(site).log_in(Role.OPERATOR)
+    visitor.page.wait_for_url(f"{site.url}/")
+    light = visitor.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    visitor.page.click('.side [data-set-theme="dark"]')
+    dark = visitor.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert dark != light
+    visitor.page.goto("/clients/")
+    assert visitor.page.evaluate("getComputedStyle(document.body).backgroundColor") == dark
+
+
+def test_times_are_in_the_browsers_zone_until_another_is_chosen(visit: Callable[..., Visitor], site: AdminSite) -> None:
+    visitor = visit(site, zone="Asia/Kathmandu").log_in(Role.OPERATOR)
+    assert "(UTC+5:45)" in visitor.page.inner_text("footer")
+    visitor.page.goto("/account/")
+    visitor.page.select_option("#timezone", "Asia/Tokyo")
+    visitor.page.click("#zone button")
+    assert "Asia/Tokyo (UTC+9)" in visitor.page.inner_text("footer")
+
+
+def test_wrong_password_is_refused_in_words_and_nothing_is_shown(
+    visit: Callable[..., Visitor], site: AdminSite
+) -> None:
+    visitor = visit(site).log_in(Role.VIEWER, password="wrong")
+    assert "E-mail address or password is wrong." in visitor.page.inner_text("main")
+    visitor.page.goto("/clients/")
+    assert visitor.page.url.endswith("/login?next=/clients/")
+    visitor.page.fill("#email", PEOPLE[Role.VIEWER])
+    visitor.page.fill("#password", PASSWORD)
+    visitor.page.click("button.primary")
+    assert visitor.page.url.endswith("/clients/")
+
+
+def test_menu_on_a_phone_opens_by_keyboard_and_leads_on(visit: Callable[..., Visitor], site: AdminSite) -> None:
+    visitor = visit(site, size=PHONE).log_in(Role.ADMIN)
+    page = visitor.page
+    page.focus(".menu summary")
+    page.keyboard.press("Enter")
+    page.click(".menu >> text=Clients")
+    assert page.inner_text("h1").startswith("Clients")
+
+
+def test_viewer_finds_no_buttons_that_would_be_refused(visit: Callable[..., Visitor], site: AdminSite) -> None:
+    visitor = visit(site).log_in(Role.VIEWER)
+    page = visitor.page
+    for path in ("/", "/mailings/", "/mailings/2/", "/clients/", "/clients/1/", "/imports/"):
+        page.goto(path)
+        targets = page.eval_on_selector_all(
+            "main a[href^='/']", "links => links.map(link => link.getAttribute('href'))"
+        )
+        refused = [target for target in set(targets) if visitor.status_of(target) >= 400]
+        assert refused == [], path
+        forms = page.eval_on_selector_all("main form[method=post]", "forms => forms.map(form => form.action)")
+        assert forms == [], path
+
+
+def test_new_key_is_shown_once(visit: Callable[..., Visitor], site: AdminSite) -> None:
+    visitor = visit(site).log_in()
+    page = visitor.page
+    page.goto("/api-keys/")
+    page.fill("#name", "Warehouse")
+    page.click("text=Make a key")
+    token = page.input_value("#secret")
+    assert token.startswith("mk_")
+    page.goto("/api-keys/")
+    assert token not in page.content()
+    with site.session() as session:
+        assert session.query(ApiKey).filter_by(name="Warehouse").count() == 1
+
+
+def test_session_that_is_ended_elsewhere_says_so_on_the_open_page(
+    visit: Callable[..., Visitor], site: AdminSite
+) -> None:
+    one, other = (visit(site).log_in(Role.ADMIN) for _ in range(2))
+    one.page.goto("/")
+    other.page.goto("/account/")
+    other.page.click("form[action$=logout-everywhere] button")
+    one.wait_for(lambda: "Your session has ended" in one.page.inner_text("#trouble"), 30)
+
+
+def test_dashboard_refreshes_itself(visit: Callable[..., Visitor], site: AdminSite) -> None:
+    visitor = visit(site).log_in(Role.VIEWER)
+    page = visitor.page
+    waiting = page.inner_text('[data-live="numbers"]')
+    with site.session() as session:
+        from tests.factories import make_client, make_mailing, make_message
+
+        mailing = make_mailing(session, name="Appears by itself", ends_at=datetime.now(UTC) + timedelta(hours=1))
+        client = make_client(session, phone="+79169990001")
+        make_message(session, mailing, client, status=MessageStatus.PENDING)
+    visitor.wait_for(lambda: "Appears by itself" in page.inner_text('[data-live="running"]'), 30)
+    assert page.inner_text('[data-live="numbers"]') != waiting
