@@ -64,7 +64,7 @@ def begin(account: UserAccount) -> None:
     session.clear()
     session.update(kept)
     session.permanent = True
-    session["began"] = session["seen"] = int(time.time())
+    session["began"] = session["seen"] = _now()
     flask_login.login_user(Person(account))
 
 
@@ -114,8 +114,13 @@ def wants_json() -> bool:
     return request.headers.get("X-Requested-With") == "fetch"
 
 
+def _now() -> int:
+    """Seconds since the epoch, as sessions count them."""
+    return int(time.time())
+
+
 def _load(identity: str) -> Person | None:
-    now = int(time.time())
+    now = _now()
     if now - session.get("seen", 0) > IDLE_SECONDS or now - session.get("began", 0) > LONGEST_SECONDS:
         return None
     # Pages refresh themselves: only what a person asks for keeps a session alive.

@@ -263,10 +263,10 @@ def test_session_ends_when_nobody_opens_a_page_for_hours(
 ) -> None:
     client = log_in(Role.VIEWER)
     began = datetime.now(UTC).timestamp()
-    monkeypatch.setattr(access.time, "time", lambda: began + access.IDLE_SECONDS - 10)
+    monkeypatch.setattr(access, "_now", lambda: began + access.IDLE_SECONDS - 10)
     # What a page asks by itself keeps no session alive.
     assert client.get("/live/dashboard", headers={"X-Requested-With": "fetch"}).status_code == 200
-    monkeypatch.setattr(access.time, "time", lambda: began + access.IDLE_SECONDS + 10)
+    monkeypatch.setattr(access, "_now", lambda: began + access.IDLE_SECONDS + 10)
     assert client.get("/").status_code == 302
 
 
@@ -276,9 +276,9 @@ def test_session_ends_after_a_day_however_busy_it_is(
     client = log_in(Role.VIEWER)
     began = datetime.now(UTC).timestamp()
     for hours in range(3, 24, 3):
-        monkeypatch.setattr(access.time, "time", lambda hours=hours: began + timedelta(hours=hours).total_seconds())
+        monkeypatch.setattr(access, "_now", lambda hours=hours: began + timedelta(hours=hours).total_seconds())
         assert client.get("/").status_code == 200
-    monkeypatch.setattr(access.time, "time", lambda: began + access.LONGEST_SECONDS + 10)
+    monkeypatch.setattr(access, "_now", lambda: began + access.LONGEST_SECONDS + 10)
     assert client.get("/").status_code == 302
 
 
