@@ -117,6 +117,8 @@ class Client(Base):
         sa.CheckConstraint("phone ~ '^[+][1-9][0-9]{6,14}$'", name="phone_e164"),
         # Read by `queries.directory` and `queries.previews`: everyone with a tag.
         sa.Index("ix_client_tags", "tags", postgresql_using="gin"),
+        # Read by `queries.directory`: the few who want no messages.
+        sa.Index("ix_client_opted_out", "id", postgresql_where=sa.text("opted_out_at IS NOT NULL")),
         # Read by `queries.previews`: how many can be written to, and the first of an operator's.
         sa.Index("ix_client_reachable", "operator_code", "id", postgresql_where=sa.text("opted_out_at IS NULL")),
     )

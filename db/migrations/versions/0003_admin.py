@@ -31,6 +31,7 @@ def upgrade() -> None:
         sa.Column("timings", postgresql.ARRAY(sa.BigInteger()), server_default="{}", nullable=False),
     )
     op.create_index("ix_client_tags", "client", ["tags"], postgresql_using="gin")
+    op.create_index("ix_client_opted_out", "client", ["id"], postgresql_where=sa.text("opted_out_at IS NOT NULL"))
     op.create_index(
         "ix_client_reachable", "client", ["operator_code", "id"], postgresql_where=sa.text("opted_out_at IS NULL")
     )
@@ -48,6 +49,7 @@ def downgrade() -> None:
     op.drop_index("ix_audit_entry_action", table_name="audit_entry")
     op.drop_index("ix_audit_entry_actor", table_name="audit_entry")
     op.drop_index("ix_message_failed_reason", table_name="message")
+    op.drop_index("ix_client_opted_out", table_name="client")
     op.drop_index("ix_client_reachable", table_name="client")
     op.drop_index("ix_client_tags", table_name="client")
     op.drop_column("gateway_tally", "timings")
