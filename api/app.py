@@ -18,6 +18,7 @@ from api import (
     clients,
     docs,
     errors,
+    gateway,
     health,
     imports,
     mailings,
@@ -88,7 +89,7 @@ def create_app(settings: Settings, threads: int = 8) -> Flask:
     auth.protect(app)
     api = errors.Api(app)
     errors.register(app)
-    for resource in (clients, imports, mailings, previews, statistics, messages, receipts):
+    for resource in (clients, imports, mailings, previews, statistics, messages, receipts, gateway):
         api.register_blueprint(resource.blueprint)
     app.register_blueprint(health.blueprint)
     app.register_blueprint(docs.make_blueprint(api))

@@ -49,6 +49,12 @@ class _DatabaseCollector(Collector):
         for kind in GatewayState:
             gateway.add_metric([kind.value], float(kind is now.gateway))
         yield gateway
+        trouble = GaugeMetricFamily(
+            "mailing_gateway_trouble", "1 for the reason why the gateway is open or blocked.", labels=["reason"]
+        )
+        if now.gateway_reason:
+            trouble.add_metric([now.gateway_reason], 1.0)
+        yield trouble
         yield _reports_failing()
 
 

@@ -19,14 +19,17 @@ class Overview(NamedTuple):
     mailings: Mapping[MailingState, int]
     batches_waiting: int
     gateway: GatewayState
+    gateway_reason: str | None  # None while it is closed
 
 
 def read(session: Session) -> Overview:
     """The state of now."""
+    state, reason = session.execute(sa.select(Gateway.state, Gateway.reason)).one()
     waiting = sa.select(sa.func.count()).select_from(Batch).where(Batch.worker_id.is_(None))
     return Overview(
         messages=statistics.totals(session),
         mailings=statistics.mailings_by_state(session),
         batches_waiting=session.scalar(waiting) or 0,
-        gateway=session.scalars(sa.select(Gateway.state)).one(),
+        gateway=state,
+        gateway_reason=reason,
     )
