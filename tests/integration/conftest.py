@@ -17,14 +17,13 @@ from werkzeug.test import TestResponse
 
 from api.app import create_app
 from db.engine import make_engine
-from db.models import Base, Scope
+from db.models import Scope
 from db.queries import api_keys
+from tests.conftest import empty
 from tests.factories import settings_for
 
 FULL_KEY = "test-full-key"
 RECEIPTS_KEY = "test-receipts-key"
-# Filled by migrations or by the fixture itself.
-_KEPT_TABLES = {"gateway", "api_key"}
 
 
 class Api:
@@ -100,9 +99,7 @@ def app(shared_database_url: str, api_engine: sa.Engine) -> Flask:  # noqa: ARG0
 @pytest.fixture
 def api_session(api_engine: sa.Engine) -> Iterator[Session]:
     """A session on the API's database, which is empty when the test begins."""
-    tables = ", ".join(table for table in Base.metadata.tables if table not in _KEPT_TABLES)
-    with api_engine.begin() as connection:
-        connection.execute(sa.text(f"TRUNCATE {tables} RESTART IDENTITY"))
+    empty(api_engine)
     with Session(api_engine, expire_on_commit=False) as session:
         yield session
 
