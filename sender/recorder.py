@@ -6,6 +6,7 @@ little longer when they come fast.
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -94,6 +95,14 @@ class Recorder:
             self._wanted.set()
 
     def _run(self) -> None:
+        try:
+            self._record_groups()
+        except Exception:
+            # Without its writer the process is useless: end it, its supervisor starts a new one and leases run out.
+            log.exception("recorder_failed")
+            os._exit(70)
+
+    def _record_groups(self) -> None:
         while not self._stopped or self._results:
             self._wanted.clear()
             if not self._results:
