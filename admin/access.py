@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import flask_login
-from flask import Flask, abort, redirect, request, session, url_for
+from flask import Flask, abort, g, redirect, request, session, url_for
+from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.wrappers import Response
 
 from admin import database
@@ -45,9 +46,18 @@ class Person(flask_login.UserMixin):  # type: ignore[misc]
 
 
 def person() -> Person | None:
-    """Whoever is logged in."""
-    found = flask_login.current_user
-    return found._get_current_object() if found.is_authenticated else None
+    """Whoever is logged in.
+
+    When the database cannot tell, that is an error once; the page that says so is then made for nobody in particular.
+    """
+    if g.get("is_person_unknown"):
+        return None
+    try:
+        found = flask_login.current_user
+        return found._get_current_object() if found.is_authenticated else None
+    except SQLAlchemyError:
+        g.is_person_unknown = True
+        raise
 
 
 def logged_in() -> Person:
@@ -91,7 +101,9 @@ def requires(role: Role) -> Callable[[View], View]:
 
 def guard(app: Flask) -> None:
     """Ask everybody to log in, on every path that does not need to be open."""
-    manager = flask_login.LoginManager(app)
+    manager = flask_login.LoginManager()
+    # Its own `current_user` would ask a lost database once more while the page that says so is made.
+    manager.init_app(app, add_context_processor=False)
     manager.session_protection = None  # It ties a session to an address; phones change theirs all day.
     manager.user_loader(_load)
 

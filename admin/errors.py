@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import sqlalchemy.exc
 import structlog
 from flask import Flask, Response, jsonify, make_response, redirect, render_template, url_for
@@ -29,18 +31,21 @@ def register(app: Flask) -> None:
     app.register_error_handler(Exception, _our_mistake)
 
 
+def _settle_person() -> None:
+    """Ask for the person, whose language every text here is in, once: the database may be away."""
+    with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):
+        person()
+
+
 def page(code: int, title: str, text: str) -> Response:
     """An error page; for scripts its text only."""
     if wants_json():
         return make_response(jsonify(error=text), code)
-    try:
-        someone = person()
-    except sqlalchemy.exc.SQLAlchemyError:
-        someone = None  # The page must be shown when the database is away, too.
-    return make_response(render_template("error.html", code=code, title=title, text=text, someone=someone), code)
+    return make_response(render_template("error.html", code=code, title=title, text=text), code)
 
 
 def _http_error(error: HTTPException) -> Response | BareResponse | HTTPException:
+    _settle_person()
     if error.code == 401 and not wants_json():
         return redirect(url_for("login.index"))
     if error.code is None or error.code < 400:
@@ -81,6 +86,7 @@ def _refused(error: RefusedError) -> Response:
 
 def _database_failed(error: sqlalchemy.exc.SQLAlchemyError) -> Response:
     _forget_session()
+    _settle_person()
     if isinstance(error, sqlalchemy.exc.DataError):
         log.warning("value_refused_by_database", exc_info=error)
         return page(422, *_describe(422))
@@ -99,6 +105,7 @@ def _database_failed(error: sqlalchemy.exc.SQLAlchemyError) -> Response:
 def _our_mistake(error: Exception) -> Response:
     log.error("request_failed", exc_info=error)
     _forget_session()
+    _settle_person()
     return page(500, gettext("Something went wrong"), gettext("The mistake is ours, and it was written down."))
 
 

@@ -166,6 +166,17 @@ def column(stored: str) -> str:
     return str(_COLUMNS.get(stored, stored))
 
 
+def plain_value(value: Any) -> str:
+    """A value of the audit log as people write it."""
+    if value is None or value in ([], {}, ""):
+        return "–"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name} = {each}" for name, each in value.items())
+    return str(value)
+
+
 def action(stored: str) -> str:
     """What somebody did."""
     return str(ACTIONS.get(stored, stored))
@@ -192,5 +203,6 @@ def init(app: Flask) -> None:
         action_label=action,
         actor_label=actor,
         column_label=column,
+        plain_value=plain_value,
         reason_label=reason,
     )

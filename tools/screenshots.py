@@ -45,6 +45,8 @@ PAGES = {
     "system": "/system/",
     "account": "/account/",
 }
+# Long lists: their beginning says enough.
+LISTS = ("messages", "clients", "mailings")
 # What is worth a picture in every dress.
 MAIN = ("dashboard", "mailing", "mailing-form")
 DESKTOP, PHONE = (1280, 860), (390, 844)
@@ -142,13 +144,13 @@ def _picture(
     for name in names:
         if name in PAGES:
             page.goto(PAGES[name])
-            _keep(page, f"{name}{suffix}")
+            _keep(page, f"{name}{suffix}", is_whole=name not in LISTS)
     context.close()
 
 
-def _keep(page: Page, name: str) -> None:
+def _keep(page: Page, name: str, *, is_whole: bool = True) -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=IMAGES / f"admin-{name}.png", full_page=True)
+    page.screenshot(path=IMAGES / f"admin-{name}.png", full_page=is_whole)
     print(f"docs/images/admin-{name}.png")
 
 

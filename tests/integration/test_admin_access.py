@@ -317,6 +317,21 @@ def test_cookies_and_headers_are_strict(app: Flask, log_in: Callable[[Role], Fla
     assert "Secure" not in app.test_client().get("/login").headers["Set-Cookie"]
 
 
+@pytest.mark.parametrize("path", ["/", "/mailings/1/", "/live/dashboard", "/login"])
+def test_lost_database_is_told_in_words(log_in: Callable[[Role], FlaskClient], path: str) -> None:
+    cookie = log_in(Role.VIEWER).get_cookie("mailings_admin")
+    assert cookie
+    settings = settings_for("postgresql://nobody@127.0.0.1:1/none", secret_key="test secret")
+    client = create_app(settings).test_client()
+    client.set_cookie("mailings_admin", cookie.value)
+    answer = client.get(path, headers={"Accept-Language": "ru"})
+    assert answer.status_code == 503
+    assert answer.headers["Retry-After"] == "5"
+    assert "База данных сейчас недоступна" in answer.get_data(as_text=True)
+    assert "Traceback" not in answer.get_data(as_text=True)
+    assert client.get("/nowhere").status_code == 404
+
+
 def _everything(session: Session) -> list[tuple[object, ...]]:
     tables = ("mailing", "client", "api_key", "user_account", "import_job", "audit_entry")
     return [session.execute(sa.text(f"SELECT count(*), sum(hashtext(t::text)) FROM {name} t")).one() for name in tables]
