@@ -97,7 +97,7 @@ screenshots: venv servers browser  ## Take pictures of every admin page into doc
 translate: venv  ## Gather the admin UI's texts into the Russian catalogue and compile it
 	.venv/bin/pybabel -q extract -F admin/babel.cfg -k _ -k _in:1c,2 -k lazy_gettext --no-location --sort-output \
 	  --project Mailings --version 1 -o admin/translations/messages.pot admin
-	.venv/bin/pybabel -q update --no-fuzzy-matching --ignore-obsolete --omit-header -w 120 -l ru \
+	.venv/bin/pybabel -q update --no-fuzzy-matching --ignore-obsolete -w 120 -l ru \
 	  -i admin/translations/messages.pot -d admin/translations
 	.venv/bin/pybabel -q compile -d admin/translations
 

@@ -144,11 +144,13 @@ def control(session: Session, mailing_id: int, action: str, now: datetime) -> Ma
     conditions = [Mailing.id == mailing_id, Mailing.deleted_at.is_(None), Mailing.state.in_(expected)]
     if action == "start":
         conditions.append(Mailing.ends_at > now)
+    # Locked for the audit log's sake, which wants to know the state before; the update is guarded by itself.
+    was = session.scalar(sa.select(Mailing.state).where(Mailing.id == mailing_id).with_for_update())
     mailing: Mailing | None = session.scalar(
         sa.update(Mailing).where(*conditions).values(**_effect(action, now), updated_at=now).returning(Mailing)
     )
     if mailing is not None:
-        audit.record(session, f"mailing.{action}", _subject(mailing_id), after={"state": mailing.state})
+        audit.record(session, f"mailing.{action}", _subject(mailing_id), {"state": was}, {"state": mailing.state})
         notify_work(session)
         return mailing
     found = get(session, mailing_id)

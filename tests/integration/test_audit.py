@@ -50,6 +50,8 @@ def test_changes_over_the_api_are_written_down_with_the_key(api: Api, api_sessio
         ("client.delete", f"client:{client['id']}"),
     ]
     assert {actor.partition(" ")[2] for actor, _, _ in found} == {"full"}
+    cancel = api_session.scalars(sa.select(AuditEntry).where(AuditEntry.action == "mailing.cancel")).one()
+    assert (cancel.before, cancel.after) == ({"state": "draft"}, {"state": "cancelled"})
     change = api_session.scalars(sa.select(AuditEntry).where(AuditEntry.action == "mailing.change")).one()
     assert (change.before, change.after, change.address) == ({"text": "Hi"}, {"text": "Hello"}, "127.0.0.1")
 
