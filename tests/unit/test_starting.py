@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STARTING_ONLY = {"GATEWAY_PORT", "MAIL_PORT"}
 # Where the programs of an image begin.
 ENTRIES = {
+    "admin": ("admin/__main__.py",),
     "api": ("api/__main__.py", "api/server.py"),
     "migrate": ("db/__main__.py", "db/migrations/env.py", "tools/credentials.py"),
     "sender": ("sender/__main__.py", "sender/health.py"),
