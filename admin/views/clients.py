@@ -130,7 +130,7 @@ class Clients(Page):
     @expose("/export.csv")
     @requires(Role.OPERATOR)
     def export(self) -> Response:
-        """Return the list as CSV, in the form that an import reads."""
+        """Return the list as CSV; the first four columns as an import reads them."""
         wanted = _filter(argument_text("phone", 40))
         audit.record(
             session(), "client.export", after={name: value for name, value in wanted._asdict().items() if value}
