@@ -32,6 +32,14 @@ BODY_LIMIT_BYTES = 64 * 1024  # A real answer has some dozen bytes; ten megabyte
 IDLE_SECONDS = 0.5  # Leases, ends and pauses are looked at this often even when nothing happens.
 # One mailing may use this share of the calls in flight, so that one whose calls all hang leaves room for the others.
 MAILING_SHARE = 0.8
+# Calls in flight begin with so many and double with every round of successes, so that no gateway meets a thousand
+# connections at once. One that cannot be connected to gets fewer, and then more again little by little: the additive
+# increase and multiplicative decrease of TCP (RFC 5681).
+FIRST_LIMIT = 50.0
+LEAST_LIMIT = 10.0
+DECREASE = 0.7
+DECREASE_SECONDS = 0.5
+INCREASE = 8.0  # a round, beyond what was too much before
 # The exponentially weighted share of failing calls, of every mailing, beyond which this process stops by itself.
 TRIP_RATIO = 0.75
 TRIP_WEIGHT = 0.05
@@ -68,6 +76,10 @@ _EPOLL_EVENTS = {
     pycurl.POLL_OUT: select.EPOLLOUT,
     pycurl.POLL_INOUT: select.EPOLLIN | select.EPOLLOUT,
 }
+
+
+# Signs that the gateway cannot take more connections.
+_OVERLOAD_REASONS = frozenset({Fault.REFUSED.value, Fault.CONNECT_TIMEOUT.value})
 
 
 class Pace(Protocol):
@@ -109,7 +121,9 @@ class GatewayClient:
         self._timeout_seconds = timeout_seconds
         self._concurrency = concurrency
         self._pace = pace
-        self._limit = concurrency  # lowered to one after a trip, doubled with every round of successes
+        self._limit = min(FIRST_LIMIT, concurrency)
+        self._comfort = float(concurrency)  # up to here the limit may double
+        self._decreased_at = 0.0
         self._busy = 0  # in flight, or not yet recorded
         self._busy_of: defaultdict[int, int] = defaultdict(int)  # the same by mailing
         self._incoming: deque[Delivery] = deque()
@@ -346,14 +360,20 @@ class GatewayClient:
         ratio, _ = self._failing.get(mailing_id, (0.0, now))
         self._failing[mailing_id] = (ratio + TRIP_WEIGHT * (failed - ratio), now)
         if not failed:
-            self._limit = min(self._concurrency, self._limit + 1)
-        elif ratio > TRIP_RATIO and all(
+            step = 1.0 if self._limit < self._comfort else INCREASE / self._limit
+            self._limit = min(self._concurrency, self._limit + step)
+            return
+        if judgement.reason in _OVERLOAD_REASONS and now - self._decreased_at > DECREASE_SECONDS:
+            self._decreased_at = now
+            self._comfort = self._limit = max(LEAST_LIMIT, self._limit * DECREASE)
+        if ratio > TRIP_RATIO and all(
             share > TRIP_RATIO for share, heard in self._failing.values() if heard > now - TRIP_MEMORY_SECONDS
         ):
             self._trip()
 
     def _trip(self) -> None:
-        self._limit = 1
+        self._limit = 1.0
+        self._comfort = float(self._concurrency)  # It was down, not overloaded.
         self._return_everything()
 
     # libcurl's callbacks ------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from db.queries.batches import Recipient, Standing, TakenBatch
 from sender.answers import Verdict
 from sender.clock import DatabaseClock
 from sender.delivery import Call, Called, Delivery, Result, Skip, Skipped
-from sender.gateway import GatewayClient
+from sender.gateway import FIRST_LIMIT, GatewayClient
 from sender.outcomes import Terms
 from simulator.client import Simulator
 from tools.processes import free_port
@@ -273,6 +273,23 @@ def test_hundreds_are_in_flight_at_once_and_never_more_than_allowed(simulator: S
     assert simulator.received()["accepted"] == 600
     assert 100 < simulator.received()["max_in_flight"] <= 200
     assert seconds < 4  # one after another would take three minutes
+
+
+def test_a_gateway_is_not_met_by_a_thousand_connections_at_once(simulator: Simulator) -> None:
+    simulator.forget()
+    simulator.control({"kind": "latency", "milliseconds": 500})
+    try:
+        with client_for(simulator.url, timeout=10, concurrency=1000) as client:
+            sent = delivery(9000, 1000)
+            collector(sent).client = client
+            client.submit(sent)
+            simulator.wait_for(lambda received: received["requests"] >= FIRST_LIMIT)
+            time.sleep(0.2)  # the absence of more calls is what is looked for
+            assert simulator.received()["in_flight"] == FIRST_LIMIT
+            assert simulator.wait_for(lambda received: received["in_flight"] > 4 * FIRST_LIMIT)
+            sent.stop()
+    finally:
+        simulator.calm()
 
 
 def test_what_is_not_recorded_keeps_its_place(simulator: Simulator) -> None:
