@@ -17,7 +17,7 @@ from admin.texts import gettext
 from admin.texts import lazy_gettext as _
 from admin.views.base import Page, expose, part
 from db.models import MessageStatus
-from db.queries import dashboard, directory, gateway, mailings, processes, statistics
+from db.queries import dashboard, directory, gateway, mailings, processes, report_deliveries, statistics
 
 RUNNING_SHOWN = 8
 UPCOMING_SHOWN = 5
@@ -55,6 +55,7 @@ class Dashboard(Page):
         days = by_day(self._history.read(session(), now), zone(), now)
         return {
             "gateway": part("gateway", **gateway_state(now)),
+            "mail_trouble": part("mail_trouble", troubles=report_deliveries.troubles(session())),
             "numbers": part("numbers", periods=_periods(days), waiting=totals["pending"] + totals["sending"]),
             "running": part("running", **_running(now)),
             "upcoming": part("upcoming", mailings=dashboard.upcoming(session(), UPCOMING_SHOWN)),

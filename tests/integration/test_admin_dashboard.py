@@ -1,0 +1,63 @@
+"""What the dashboard tells when something needs a person."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy.orm import Session
+
+from admin.app import create_app
+from db.models import DeliveryState, GatewayState, ReportDelivery, Role
+from db.queries import gateway, users
+from tests.factories import make_mailing, settings_for
+from tests.integration.test_admin_access import PASSWORD, send
+
+EMAIL = "viewer@example.com"
+
+
+def dashboard(database_url: str, session: Session) -> FlaskClient:
+    """A viewer's browser, logged in, on a system with one mailing."""
+    make_mailing(session)
+    users.create(session, EMAIL, PASSWORD, Role.VIEWER)
+    session.commit()
+    app: Flask = create_app(settings_for(database_url, secret_key="test secret"))
+    client = app.test_client()
+    assert send(client, "/login", email=EMAIL, password=PASSWORD).status_code == 303
+    return client
+
+
+def test_a_report_that_cannot_be_sent_is_told_until_one_can(database_url: str, session: Session) -> None:
+    client = dashboard(database_url, session)
+    assert "cannot be sent" not in client.get("/").get_data(as_text=True)
+    mail = ReportDelivery(
+        kind="daily",
+        period="2026-11-22",
+        recipient="boss@example.com",
+        state=DeliveryState.PENDING,
+        attempts=2,
+        next_attempt_at=datetime.now(UTC) + timedelta(minutes=5),
+        last_error="connection refused",
+    )
+    session.add(mail)
+    session.commit()
+    page = client.get("/").get_data(as_text=True)
+    assert "Reports by e-mail cannot be sent." in page
+    assert "connection refused" in page
+    session.execute(
+        sa.update(ReportDelivery).values(
+            state=DeliveryState.SENT, next_attempt_at=None, sent_at=sa.func.now(), last_error=None
+        )
+    )
+    session.commit()
+    assert "cannot be sent" not in client.get("/").get_data(as_text=True)
+
+
+def test_a_blocked_gateway_is_told_with_its_reason(database_url: str, session: Session) -> None:
+    client = dashboard(database_url, session)
+    gateway.set_state(session, GatewayState.BLOCKED, "http_401", 10.0)
+    session.commit()
+    page = client.get("/").get_data(as_text=True)
+    assert "The gateway refuses our token." in page
