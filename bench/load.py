@@ -1,0 +1,101 @@
+"""wrk, the bare load generator (https://github.com/wg/wrk): what a gateway or an endpoint can take at most."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+
+from bench.gateways import MissingProgramError
+
+_SCRIPT = """
+done = function(summary, latency)
+  local errors = summary.errors
+  io.write(string.format(
+    '\\n{"requests": %d, "microseconds": %d, "refused": %d, "socket_errors": %d, "p50": %f, "p99": %f, "max": %f}\\n',
+    summary.requests, summary.duration, errors.status, errors.connect + errors.read + errors.write + errors.timeout,
+    latency:percentile(50) / 1000, latency:percentile(99) / 1000, latency.max / 1000))
+end
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """What wrk reached. Latencies are in milliseconds."""
+
+    requests: int
+    seconds: float
+    refused: int  # answers other than 2xx and 3xx
+    socket_errors: int
+    p50: float
+    p99: float
+    longest: float
+
+    @property
+    def rate(self) -> float:
+        """Good answers per second."""
+        return (self.requests - self.refused) / self.seconds
+
+
+def wrk(
+    urls: str | Sequence[str],
+    *,
+    connections: int,
+    seconds: float,
+    threads: int = 1,
+    method: str = "GET",
+    body: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    script: str = "",
+) -> Load:
+    """Load the address, or several of one server in turn. `script` is Lua of the caller's, for bodies that vary.
+
+    Raise MissingProgramError when wrk is not installed.
+    """
+    program = shutil.which("wrk")
+    if program is None:
+        raise MissingProgramError("wrk is not installed: tools/bootstrap load")
+    addresses = [urls] if isinstance(urls, str) else list(urls)
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
+        file.write(_request(method, body, headers or {}, addresses) + script + _SCRIPT)
+        file.flush()
+        command = [program, "-t", str(threads), "-c", str(connections), "-d", f"{max(1, round(seconds))}s"]
+        command += ["--timeout", "30s", "-s", file.name, addresses[0]]
+        finished = subprocess.run(command, check=True, capture_output=True, text=True, timeout=seconds + 60)
+    found = json.loads(finished.stdout.strip().splitlines()[-1])
+    return Load(
+        requests=found["requests"],
+        seconds=found["microseconds"] / 1e6,
+        refused=found["refused"],
+        socket_errors=found["socket_errors"],
+        p50=found["p50"],
+        p99=found["p99"],
+        longest=found["max"],
+    )
+
+
+def send_like_us(url: str, *, connections: int, seconds: float) -> Load:
+    """POST one and the same message to a gateway for so long."""
+    message = json.dumps({"id": 1, "phone": 79161234567, "text": "Hello, this is a message of usual length."})
+    headers = {"Content-Type": "application/json", "Authorization": "Bearer bench"}
+    return wrk(f"{url}/send/1", connections=connections, seconds=seconds, method="POST", body=message, headers=headers)
+
+
+def _request(method: str, body: str | None, headers: Mapping[str, str], addresses: Sequence[str]) -> str:
+    lines = [f"wrk.method = {_lua(method)}"]
+    lines += [f"wrk.headers[{_lua(name)}] = {_lua(value)}" for name, value in headers.items()]
+    if body is not None:
+        lines.append(f"wrk.body = {_lua(body)}")
+    if len(addresses) > 1:
+        paths = ", ".join(_lua("/" + address.split("/", 3)[3]) for address in addresses)
+        lines.append(f"local paths, turn = {{{paths}}}, 0")
+        lines.append("request = function() turn = turn % #paths + 1; return wrk.format(nil, paths[turn]) end")
+    return "\n".join(lines) + "\n"
+
+
+def _lua(text: str) -> str:
+    """A Lua string; JSON's escapes of printable text are Lua's, others do not occur here."""
+    return json.dumps(text, ensure_ascii=False)
