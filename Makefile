@@ -101,6 +101,17 @@ translate: venv  ## Gather the admin UI's texts into the Russian catalogue and c
 	  -i admin/translations/messages.pot -d admin/translations
 	.venv/bin/pybabel -q compile -d admin/translations
 
+# --- measuring ---------------------------------------------------------------------------------------------------
+
+.PHONY: bench
+bench: servers load  ## Measure speed beside references, for an hour or so; ARGS="throughput api --quick" for parts
+	@tools/bootstrap clients
+	$(PYTHON) -m bench $(ARGS)
+
+.PHONY: profile
+profile: venv servers load  ## Show where a message's time goes
+	$(PYTHON) -m bench profile $(ARGS)
+
 # --- dependencies ------------------------------------------------------------------------------------------------
 
 .PHONY: venv
@@ -110,6 +121,10 @@ venv:
 .PHONY: servers
 servers:
 	@tools/bootstrap servers
+
+.PHONY: load
+load:
+	@tools/bootstrap load
 
 .PHONY: browser
 browser:
@@ -121,7 +136,7 @@ LOCK := .venv/bin/uv pip compile pyproject.toml --universal --python-version 3.1
 
 .PHONY: lock
 lock: venv  ## Resolve pyproject.toml into requirements/*.txt (ARGS=--upgrade for newer versions)
-	$(LOCK) --all-extras $(ARGS) -o requirements/dev.txt
-	for service in $(SERVICES); do \
-	  $(LOCK) --extra $$service -c requirements/dev.txt -o requirements/$$service.txt; \
+	$(LOCK) $(addprefix --extra ,dev $(SERVICES)) $(ARGS) -o requirements/dev.txt
+	for extra in $(SERVICES) bench; do \
+	  $(LOCK) --extra $$extra -c requirements/dev.txt -o requirements/$$extra.txt; \
 	done
