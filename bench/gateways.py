@@ -34,8 +34,7 @@ class Received:
     messages: int  # different ids
     repeats: int  # acceptances beyond the first of an id
     first_at: float | None  # seconds since 1970
-    lowest: int | None  # id
-    highest: int | None
+    last_at: float | None
 
 
 class Gateway(Protocol):
@@ -98,7 +97,7 @@ class SimulatorGateway:
     def received(self) -> Received:
         """From the simulator's ledger."""
         seen = self._simulator.received()
-        return Received(seen["accepted"], seen["repeats"], seen["first_at"], None, None)
+        return Received(seen["accepted"], seen["repeats"], seen["first_at"], seen["last_at"])
 
     def forget(self) -> None:
         """Empty the ledger."""
@@ -155,22 +154,14 @@ class NginxGateway:
     def received(self) -> Received:
         """Read the log, in which every id stands as often as it was accepted."""
         self._flush()
-        ids = array("q")
-        first_at: float | None = None
+        ids, times = array("q"), array("d")
         for log in self._directory.glob("ids.*"):
-            # Written when answers end, by one worker: the first line is the oldest.
             for at, message_id, status in _LINE.findall(log.read_bytes()):
                 if status == b"200":
                     ids.append(int(message_id))
-                    first_at = min(first_at or float(at), float(at))
-        different = set(ids)
-        return Received(
-            messages=len(different),
-            repeats=len(ids) - len(different),
-            first_at=first_at,
-            lowest=min(different, default=None),
-            highest=max(different, default=None),
-        )
+                    times.append(float(at))
+        different = len(set(ids))
+        return Received(different, len(ids) - different, min(times, default=None), max(times, default=None))
 
     def forget(self) -> None:
         """Remove the log."""

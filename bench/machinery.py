@@ -50,6 +50,7 @@ class Sending:
     messages: int
     seconds: float  # from the commit of the mailing to its state `completed`
     first_seconds: float  # to the first answer of the gateway
+    tail_seconds: float  # from its last answer to the end
     cpu_microseconds: Mapping[str, float]  # for each message, by group of processes
     memory_mb: list[float]  # the highest of each sending process
     wal_bytes: float  # for each message
@@ -314,7 +315,7 @@ class System:
         """Send a mailing to its end, count at the gateway that everybody was reached, and tell what it took."""
         self.gateway.forget()
         self.database.settle()
-        cpu, wal, before = self.cpu_seconds(), self.database.wal_position(), time.time()
+        cpu, wal = self.cpu_seconds(), self.database.wal_position()
         mailing_id = self.database.add_mailing(**values)
         began = time.time()
         self.wait_for_end(mailing_id, patience_seconds)
@@ -325,10 +326,13 @@ class System:
         received = self.gateway.received()
         if received.messages != messages:
             raise MeasurementError(f"{messages} messages, but {received.messages} at the gateway")
+        assert received.first_at
+        assert received.last_at
         return Sending(
             messages=messages,
             seconds=seconds,
-            first_seconds=(received.first_at or before) - began,
+            first_seconds=received.first_at - began,
+            tail_seconds=began + seconds - received.last_at,
             cpu_microseconds={name: spent / messages * 1e6 for name, spent in used.items()},
             memory_mb=[usage.memory_mb(process.pid) for process in self.sending_processes()],
             wal_bytes=wal / messages,
