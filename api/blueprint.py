@@ -66,7 +66,9 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]
 
     def arguments(self, schema: type[Schema] | Schema, **options: Any) -> Decorator:
         """Hand what the caller sent, once loaded, to the view."""
-        return super().arguments(schema, **options)  # type: ignore[no-any-return]
+        # Given the class, webargs would make the schema and all its fields anew for every request.
+        made = schema() if isinstance(schema, type) else schema
+        return super().arguments(made, **options)  # type: ignore[no-any-return]
 
     def response(self, status: int, schema: type[Schema] | Schema | None = None, **options: Any) -> Decorator:
         """Answer with this status; the schema documents the body."""

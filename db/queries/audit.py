@@ -11,12 +11,30 @@ from datetime import datetime, time
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
-from db.models import AuditEntry
+from db.models import AuditEntry, Base
 
 _ACTOR, _ADDRESS = "audit_actor", "audit_address"
 SYSTEM = "system"
+
+
+# Built once: every change writes an entry, and building the statement takes longer than running it. Of no values at all
+# there is NULL, not the JSON value null.
+_values = JSONB(none_as_null=True)
+_ENTRY = (
+    sa.insert(Base.metadata.tables[AuditEntry.__tablename__])
+    .inline()
+    .values(
+        actor=sa.bindparam("actor"),
+        address=sa.bindparam("address"),
+        action=sa.bindparam("action"),
+        subject=sa.bindparam("subject"),
+        before=sa.bindparam("before", type_=_values),
+        after=sa.bindparam("after", type_=_values),
+    )
+)
 
 
 class Filter(NamedTuple):
@@ -41,14 +59,15 @@ def record(
 ) -> None:
     """Write an entry, with the values that changed."""
     session.execute(
-        sa.insert(AuditEntry).values(
-            actor=session.info.get(_ACTOR, SYSTEM),
-            address=session.info.get(_ADDRESS),
-            action=action,
-            subject=subject,
-            before=_plain(before),
-            after=_plain(after),
-        )
+        _ENTRY,
+        {
+            "actor": session.info.get(_ACTOR, SYSTEM),
+            "address": session.info.get(_ADDRESS),
+            "action": action,
+            "subject": subject,
+            "before": _plain(before),
+            "after": _plain(after),
+        },
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -29,6 +30,21 @@ _ACTIONS = {
     "cancel": ((MailingState.DRAFT, MailingState.SCHEDULED, MailingState.RUNNING, MailingState.PAUSED), "cancelled"),
 }
 
+# Built once: SQLAlchemy takes longer to build a statement than PostgreSQL to run it.
+_COLUMNS = (
+    *("name", "text", "starts_at", "ends_at", "operator_codes", "tags", "window_from", "window_to", "state"),
+    *("created_at", "updated_at", "idempotency_key", "idempotency_digest"),
+)
+_ADD = sa.select(Mailing).from_statement(
+    insert(Mailing)
+    .values({name: sa.bindparam(name) for name in _COLUMNS})
+    .on_conflict_do_nothing(index_elements=[Mailing.idempotency_key])
+    .returning(Mailing)
+)
+# To everyone, at any time.
+_ANYONE: Mapping[str, Any] = {"operator_codes": [], "tags": [], "window_from": None, "window_to": None}
+_GET = sa.select(Mailing).where(Mailing.id == sa.bindparam("mailing_id"), Mailing.deleted_at.is_(None))
+
 
 def create(
     session: Session,
@@ -45,13 +61,8 @@ def create(
         return first, False
     values = {"starts_at": now, "state": MailingState.SCHEDULED, **values}
     _check_times(values["starts_at"], values["ends_at"], now)
-    statement = (
-        insert(Mailing)
-        .values(**values, created_at=now, updated_at=now, idempotency_key=idempotency_key, idempotency_digest=digest)
-        .on_conflict_do_nothing(index_elements=[Mailing.idempotency_key])
-        .returning(Mailing)
-    )
-    mailing = session.scalar(statement)
+    key = {"idempotency_key": idempotency_key, "idempotency_digest": digest}
+    mailing: Mailing | None = session.scalar(_ADD, {**_ANYONE, **values, **key, "created_at": now, "updated_at": now})
     if mailing is None:  # Somebody else was faster with the same key, and has committed: the insert waited for that.
         return create(session, values, now, idempotency_key, digest)
     audit.record(session, "mailing.create", _subject(mailing.id), after=values)
@@ -72,7 +83,7 @@ def _made_before(session: Session, idempotency_key: str, digest: str | None) -> 
 
 def get(session: Session, mailing_id: int) -> Mailing:
     """One mailing that is not deleted; raise MissingError."""
-    mailing = session.scalar(sa.select(Mailing).where(Mailing.id == mailing_id, Mailing.deleted_at.is_(None)))
+    mailing: Mailing | None = session.scalar(_GET, {"mailing_id": mailing_id})
     if mailing is None:
         raise MissingError("no such mailing")
     return mailing
@@ -80,12 +91,20 @@ def get(session: Session, mailing_id: int) -> Mailing:
 
 def page(session: Session, state: MailingState | None, offset: int, limit: int) -> tuple[Sequence[Mailing], int]:
     """A page in the order of creation, and how many mailings there are in this state."""
-    conditions: list[sa.ColumnElement[bool]] = [Mailing.deleted_at.is_(None)]
-    if state is not None:
-        conditions.append(Mailing.state == state)
-    total = session.scalar(sa.select(sa.func.count()).select_from(Mailing).where(*conditions)) or 0
-    rows = session.scalars(sa.select(Mailing).where(*conditions).order_by(Mailing.id).offset(offset).limit(limit))
+    counting, listing = _page_statements(of_one_state=state is not None)
+    total = session.scalar(counting, {"state": state}) or 0
+    rows = session.scalars(listing, {"state": state, "offset": offset, "limit": limit})
     return rows.all(), total
+
+
+@functools.cache
+def _page_statements(*, of_one_state: bool) -> tuple[sa.Select[int], sa.Select[Mailing]]:
+    conditions: list[sa.ColumnElement[bool]] = [Mailing.deleted_at.is_(None)]
+    if of_one_state:
+        conditions.append(Mailing.state == sa.bindparam("state"))
+    counting = sa.select(sa.func.count()).select_from(Mailing).where(*conditions)
+    listing = sa.select(Mailing).where(*conditions).order_by(Mailing.id)
+    return counting, listing.offset(sa.bindparam("offset")).limit(sa.bindparam("limit"))
 
 
 class Filter(NamedTuple):

@@ -8,12 +8,14 @@ from sqlalchemy.orm import Session
 WORK = "work"
 WITHDRAWN = "withdrawn"
 
+_NOTIFY = sa.select(sa.func.pg_notify(sa.bindparam("channel"), sa.bindparam("payload")))
+
 
 def notify_work(session: Session) -> None:
     """Wake the dispatcher when this transaction commits."""
-    session.execute(sa.select(sa.func.pg_notify(WORK, "")))
+    session.execute(_NOTIFY, {"channel": WORK, "payload": ""})
 
 
 def notify_withdrawn(session: Session, client_id: int) -> None:
     """Tell the workers, at commit, that this client is not to be written to any more."""
-    session.execute(sa.select(sa.func.pg_notify(WITHDRAWN, str(client_id))))
+    session.execute(_NOTIFY, {"channel": WITHDRAWN, "payload": str(client_id)})
