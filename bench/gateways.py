@@ -107,8 +107,19 @@ class SimulatorGateway:
 class NginxGateway:
     """One nginx worker that accepts everything at once; the ids are read from its buffered access log."""
 
-    def __init__(self, directory: Path, authority: Authority | None = None, *, http2: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        authority: Authority | None = None,
+        *,
+        http2: bool = False,
+        keep_alive: bool = True,
+        resumption: bool = True,
+    ) -> None:
+        """Without `keep_alive` it closes the connection after each answer, without `resumption` it forgets sessions."""
         self.name = "nginx" + (" TLS" if authority else "") + (" HTTP/2" if http2 else "")
+        self._keep_alive_seconds = 600 if keep_alive else 0
+        self._resumption = resumption
         self.environment: Mapping[str, str] = authority.environment if authority else {}
         program = shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
         if program is None:
@@ -180,6 +191,7 @@ class NginxGateway:
 
     def _configuration(self, authority: Authority | None, *, http2: bool) -> str:
         tls = f"ssl_certificate {authority.certificate}; ssl_certificate_key {authority.key};" if authority else ""
+        sessions = "shared:sessions:10m" if self._resumption else "off"
         listen = f"127.0.0.1:{self._port}" + (" ssl" if authority else "") + (" http2" if http2 else "")
         user = "user root;" if os.geteuid() == 0 else ""
         return f"""
@@ -189,7 +201,8 @@ class NginxGateway:
             http {{
               log_format ids '$msec $uri $status';
               access_log {self._log} ids buffer=256k;
-              keepalive_requests 1000000000; keepalive_timeout 600;
+              keepalive_requests 1000000000; keepalive_timeout {self._keep_alive_seconds};
+              ssl_session_cache {sessions}; ssl_session_tickets {"on" if self._resumption else "off"};
               {"http2_max_concurrent_streams 1000;" if http2 else ""}
               client_body_temp_path {self._directory}/bodies; proxy_temp_path {self._directory}/proxy;
               fastcgi_temp_path {self._directory}/fastcgi; uwsgi_temp_path {self._directory}/uwsgi;
