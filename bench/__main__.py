@@ -18,7 +18,7 @@ from bench.figures import Figure, Run, cells, update_document, update_readme, wr
 from bench.machinery import ROOT, Bench
 
 # In the order of the document. Each module has SECTION, TITLE and run(bench).
-MODULES = ("throughput", "references", "clients")
+MODULES = ("throughput", "references", "clients", "scaling", "profile")
 DOCUMENT = ROOT / "docs" / "performance.md"
 README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results"
@@ -49,7 +49,7 @@ def main() -> int:
     chosen = [section for name, section in sections.items() if name in options.sections or not options.sections]
     titles = {section.SECTION: section.TITLE for section in sections.values()}
     run = Run(datetime.now(UTC), machine.look(), options.quick, titles)
-    return _measure(run, chosen, options.results, keep=not (options.quick or options.no_document))
+    return measure(run, chosen, options.results, keep=not (options.quick or options.no_document))
 
 
 def _arguments(sections: Iterable[str]) -> argparse.ArgumentParser:
@@ -67,7 +67,8 @@ def _arguments(sections: Iterable[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _measure(run: Run, chosen: Sequence[Section], results: Path, *, keep: bool) -> int:
+def measure(run: Run, chosen: Sequence[Section], results: Path, *, keep: bool) -> int:
+    """Run these sections, write what they find, and return the exit status; `keep` writes it to the documents, too."""
     console = Console(highlight=False)
     console.print(escape(run.origin))
     figures: list[Figure] = []
@@ -88,7 +89,7 @@ def _measure(run: Run, chosen: Sequence[Section], results: Path, *, keep: bool) 
                 console.print(f"  written to {write_results(results, run, figures)}")
             if keep and section.SECTION not in failed:
                 update_document(DOCUMENT, run, measured)
-                update_readme(README, run, measured, section.SECTION)
+                update_readme(README, run, measured)
     if failed:
         console.print(f"[red]Not measured to the end: {', '.join(failed)}[/]")
     return 1 if failed else 0

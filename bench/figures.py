@@ -12,6 +12,7 @@ from pathlib import Path
 from bench.machine import Machine
 
 DOCUMENT_MARKERS = ("<!-- figures: begin -->", "<!-- figures: end -->")
+README_SECTION = "throughput"
 README_MARKERS = ("<!-- speed: begin -->", "<!-- speed: end -->")
 _SECTION = re.compile(r"<!-- section: (?P<name>[a-z0-9_]+) -->\n(?P<text>.*?)(?=<!-- section: |\Z)", re.DOTALL)
 
@@ -65,7 +66,7 @@ def sections_of(figures: Iterable[Figure]) -> dict[str, list[Figure]]:
 
 def format_number(value: float) -> str:
     """A number as a person reads it: three significant digits below 1,000, thousands apart above."""
-    if abs(value) >= 1000:
+    if abs(value) >= 999.5:
         return f"{value:,.0f}"
     if abs(value) >= 100 or value == int(value):
         return f"{value:.0f}"
@@ -134,10 +135,10 @@ def update_document(document: Path, run: Run, figures: Iterable[Figure]) -> bool
     return True
 
 
-def update_readme(readme: Path, run: Run, figures: Iterable[Figure], section: str) -> bool:
-    """Replace what stands between the README's markers by the rates of a section; False without one or the other."""
+def update_readme(readme: Path, run: Run, figures: Iterable[Figure]) -> bool:
+    """Replace what stands between the README's markers by the throughput; False without one or the other."""
     text = readme.read_text()
-    rates = [figure for figure in figures if figure.section == section and figure.unit == "messages/s"]
+    rates = [figure for figure in figures if figure.section == README_SECTION and figure.unit == "messages/s"]
     if _between(text, README_MARKERS) is None or not rates:
         return False
     lines = ["| | messages/s | reference in the same run | ratio |", "|---|---:|---:|---:|"]
