@@ -84,9 +84,10 @@ def measure(run: Run, chosen: Sequence[Section], results: Path, *, keep: bool) -
             except Exception:  # noqa: BLE001  # One section's trouble must not cost the figures of the others.
                 console.print_exception()
                 failed.append(section.SECTION)
-            figures += measured
-            if measured:
-                console.print(f"  written to {write_results(results, run, figures)}")
+            finally:  # Also when the run is interrupted.
+                figures += measured
+                if measured:
+                    console.print(f"  written to {write_results(results, run, figures)}")
             if keep and section.SECTION not in failed:
                 update_document(DOCUMENT, run, measured)
                 update_readme(README, run, measured)
