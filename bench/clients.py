@@ -8,7 +8,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 
-from bench.figures import Figure
+from bench.figures import Figure, format_number
 from bench.gateways import Gateway, NginxGateway
 from bench.load import send_like_us
 from bench.machinery import PYTHON, ROOT, Bench, MeasurementError
@@ -56,7 +56,7 @@ WAYS = (
     Way("TLS", tls=True),
     Way("TLS, HTTP/2", tls=True, http2=True),
     Way("new connections", keep_alive=False),
-    Way("new TLS connections, sessions resumed", tls=True, keep_alive=False),
+    Way("new TLS connections, resumption offered", tls=True, keep_alive=False),
     Way("new TLS connections, no resumption", tls=True, keep_alive=False, resumption=False),
 )
 HTTP2_CLIENTS = ("ours", "pycurl", "httpx")  # The others would be measured over HTTP/1.1 once more.
@@ -74,7 +74,7 @@ def _measure(bench: Bench, way: Way, gateway: Gateway) -> Iterator[Figure]:
     reference, reference_name = load.rate, f"wrk, {IN_FLIGHT} connections"
     for client in HTTP2_CLIENTS if way.http2 else NAMES:
         calls = CALLS[client] // bench.size(1, 5) // (1 if way.keep_alive else 5)
-        rate, cost = _call(gateway, client, calls)
+        rate, remarks = _call(gateway, client, calls)
         yield Figure(
             SECTION,
             f"{way.name}: {NAMES[client]}",
@@ -82,14 +82,14 @@ def _measure(bench: Bench, way: Way, gateway: Gateway) -> Iterator[Figure]:
             "calls/s",
             reference,
             reference_name,
-            f"{cost:.0f} µs of its process for each",
+            remarks,
         )
         if client == "ours":
             reference, reference_name = rate, "ours"
 
 
-def _call(gateway: Gateway, client: str, calls: int) -> tuple[float, float]:
-    """Calls per second, and microseconds of processor time for each."""
+def _call(gateway: Gateway, client: str, calls: int) -> tuple[float, str]:
+    """Calls per second, and what else is to be said of them."""
     in_flight = OUR_IN_FLIGHT if client == "ours" else IN_FLIGHT
     gateway.forget()
     finished = subprocess.run(
@@ -105,4 +105,7 @@ def _call(gateway: Gateway, client: str, calls: int) -> tuple[float, float]:
     if finished.returncode or (received.messages, received.repeats) != (calls, 0):
         raise MeasurementError(f"{client} made {received} of {calls} calls: {finished.stderr[-500:]}")
     took = json.loads(finished.stdout)
-    return calls / took["seconds"], took["cpu_seconds"] / calls * 1e6
+    remarks = f"{format_number(took['cpu_seconds'] / calls * 1e6)} µs of its process for each"
+    if received.resumed:
+        remarks += f", {received.resumed / calls:.0%} over resumed sessions"
+    return calls / took["seconds"], remarks

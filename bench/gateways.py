@@ -20,7 +20,8 @@ from simulator.client import Simulator
 from tools.processes import Process, StartError, free_port, is_free, tail, wait_until
 
 ANSWER = '{"code": 0, "message": "OK"}'
-_LINE = re.compile(rb"^(\S+) /v1/send/(\d+) (\d+)$", re.MULTILINE)
+_LINE = re.compile(rb"^(\S+) /v1/send/(\d+) 200 (\S)$", re.MULTILINE)
+_RESUMED = b"r"
 
 
 class MissingProgramError(Exception):
@@ -35,6 +36,7 @@ class Received:
     repeats: int  # acceptances beyond the first of an id
     first_at: float | None  # seconds since 1970
     last_at: float | None
+    resumed: int = 0  # over TLS connections that took up an earlier session, as far as the gateway tells
 
 
 class Gateway(Protocol):
@@ -165,14 +167,14 @@ class NginxGateway:
     def received(self) -> Received:
         """Read the log, in which every id stands as often as it was accepted."""
         self._flush()
-        ids, times = array("q"), array("d")
+        ids, times, resumed = array("q"), array("d"), 0
         for log in self._directory.glob("ids.*"):
-            for at, message_id, status in _LINE.findall(log.read_bytes()):
-                if status == b"200":
-                    ids.append(int(message_id))
-                    times.append(float(at))
+            for at, message_id, session in _LINE.findall(log.read_bytes()):
+                ids.append(int(message_id))
+                times.append(float(at))
+                resumed += session == _RESUMED
         different = len(set(ids))
-        return Received(different, len(ids) - different, min(times, default=None), max(times, default=None))
+        return Received(different, len(ids) - different, min(times, default=None), max(times, default=None), resumed)
 
     def forget(self) -> None:
         """Remove the log."""
@@ -199,7 +201,7 @@ class NginxGateway:
             events {{ worker_connections 16384; }}
             worker_rlimit_nofile 20000;
             http {{
-              log_format ids '$msec $uri $status';
+              log_format ids '$msec $uri $status $ssl_session_reused';
               access_log {self._log} ids buffer=256k;
               keepalive_requests 1000000000; keepalive_timeout {self._keep_alive_seconds};
               ssl_session_cache {sessions}; ssl_session_tickets {"on" if self._resumption else "off"};
