@@ -276,42 +276,44 @@ def remove_chunk(session: Session, mailing_id: int) -> bool:
 
 
 _MERGE = sa.text("""
-    WITH gone AS (
-        DELETE FROM status_count WHERE id IN (
-            SELECT id FROM status_count WHERE mailing_id IN (
-                SELECT mailing_id FROM status_count GROUP BY mailing_id HAVING count(*) > :tolerated
-            ) ORDER BY id LIMIT 50000 FOR UPDATE SKIP LOCKED
-        ) RETURNING mailing_id, status, amount
-    )
+    WITH gone AS (DELETE FROM status_count WHERE mailing_id = :mailing_id RETURNING status, amount)
     INSERT INTO status_count (mailing_id, status, amount)
-    SELECT mailing_id, status, sum(amount) FROM gone GROUP BY 1, 2 HAVING sum(amount) <> 0
+    SELECT :mailing_id, status, sum(amount) FROM gone GROUP BY status HAVING sum(amount) <> 0
 """)
 
 
 def merge_counts(session: Session, tolerated: int = 20) -> None:
-    """Merge the counter rows of mailings that have more than a few, so that reading their sums stays cheap."""
-    session.execute(_MERGE, {"tolerated": tolerated})
+    """Merge the counter rows of mailings that have more than a few, so that reading their sums stays cheap.
+
+    One statement a mailing, with nothing to join: the table grows by thousands of rows between two looks of the
+    planner at it, and a join planned for a handful then takes minutes.
+    """
+    crowded = session.scalars(
+        sa.text("SELECT mailing_id FROM status_count GROUP BY mailing_id HAVING count(*) > :tolerated"),
+        {"tolerated": tolerated},
+    )
+    for mailing_id in crowded.all():
+        session.execute(_MERGE, {"mailing_id": mailing_id})
 
 
 _MERGE_FLOW = sa.text("""
-    WITH gone AS (
-        DELETE FROM status_flow USING (
-            SELECT minute, mailing_id, status FROM status_flow
-            WHERE minute >= now() - interval '1 hour' AND minute < date_trunc('minute', now())
-            GROUP BY 1, 2, 3 HAVING count(*) > 1
-        ) AS crowded
-        WHERE status_flow.minute = crowded.minute AND status_flow.mailing_id = crowded.mailing_id
-          AND status_flow.status = crowded.status
-        RETURNING status_flow.minute, status_flow.mailing_id, status_flow.status, amount
-    )
+    WITH gone AS (DELETE FROM status_flow WHERE minute = :minute RETURNING mailing_id, status, amount)
     INSERT INTO status_flow (minute, mailing_id, status, amount)
-    SELECT minute, mailing_id, status, sum(amount) FROM gone GROUP BY 1, 2, 3
+    SELECT :minute, mailing_id, status, sum(amount) FROM gone GROUP BY mailing_id, status
 """)
 
 
 def merge_flow(session: Session) -> None:
     """Merge the flow of the minutes that are over to one row per minute, mailing and status."""
-    session.execute(_MERGE_FLOW)
+    crowded = session.scalars(
+        sa.text(
+            "SELECT DISTINCT minute FROM status_flow"
+            " WHERE minute >= now() - interval '1 hour' AND minute < date_trunc('minute', now())"
+            " GROUP BY minute, mailing_id, status HAVING count(*) > 1"
+        )
+    )
+    for minute in crowded.all():
+        session.execute(_MERGE_FLOW, {"minute": minute})
 
 
 def _rowcount(result: Any) -> int:
