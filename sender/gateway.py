@@ -3,6 +3,9 @@
 libcurl was chosen by measurement (see docs/decisions.md); everything that knows of it is in this file. The loop follows
 libcurl's "multi_socket" interface (https://curl.se/libcurl/c/libcurl-multi.html) on epoll: unlike its `select` form the
 cost of a call does not grow with the number in flight, and file descriptors may exceed 1024.
+
+What happens within a millisecond is handled together: waking up, looking round and fighting for the interpreter's lock
+cost more than a call does.
 """
 
 from __future__ import annotations
@@ -29,6 +32,10 @@ log = structlog.get_logger(__name__)
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 BODY_LIMIT_BYTES = 64 * 1024  # A real answer has some dozen bytes; ten megabytes are not read.
+ROUND_SECONDS = 0.001  # The loop goes round no more often.
+# And begins so many calls in a round at most: a gateway that answers at once is then spoken to over few connections,
+# and a slow one still gets sixty thousand calls a second.
+STARTS_PER_ROUND = 64
 IDLE_SECONDS = 0.5  # Leases, ends and pauses are looked at this often even when nothing happens.
 # One mailing may use this share of the calls in flight, so that one whose calls all hang leaves room for the others.
 MAILING_SHARE = 0.8
@@ -138,8 +145,10 @@ class GatewayClient:
         self._draining = False
         self._closed = False
         self._timer: float | None = None
+        self._next_round = 0.0
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._watched: set[int] = set()  # descriptors
+        self._watched: dict[int, int] = {}  # descriptor: the events that epoll watches it for
+        self._resting: set[int] = set()  # those of them whose connections are kept for a later call
         self._epoll = select.epoll()
         self._epoll.register(self._wakeup, select.EPOLLIN)
         self._multi = pycurl.CurlMulti()
@@ -205,8 +214,12 @@ class GatewayClient:
         os.close(self._wakeup)
 
     def _round(self) -> None:
-        self._take_in()
         now = time.monotonic()
+        if now < self._next_round:
+            time.sleep(self._next_round - now)
+            now = time.monotonic()
+        self._next_round = now + ROUND_SECONDS
+        self._take_in()
         self._return_what_is_over(now)
         pause = self._start_calls(now)
         if self._timer is not None:
@@ -214,6 +227,8 @@ class GatewayClient:
         for descriptor, events in self._epoll.poll(max(0.0, pause)):
             if descriptor == self._wakeup:
                 os.eventfd_read(self._wakeup)
+            elif descriptor in self._resting:
+                self._unwatch(descriptor)  # closed from the other side; libcurl will find out
             else:
                 self._multi.socket_action(descriptor, _curl_events(events))
         if self._timer is not None and self._timer <= time.monotonic():
@@ -256,7 +271,7 @@ class GatewayClient:
     def _start_calls(self, now: float) -> float:
         """Start what may start now; seconds until it is worth looking again."""
         share = max(1, int(self._concurrency * MAILING_SHARE))
-        skipped = 0
+        skipped = started = 0
         self._pace.demand = sum(delivery.waiting for queue in self._deliveries.values() for delivery in queue)
         while self._ring and self._busy < self._limit and skipped < len(self._ring):
             mailing_id = self._ring[0]
@@ -269,7 +284,9 @@ class GatewayClient:
                 return min(wait, IDLE_SECONDS)
             self._permit = not self._start_next(mailing_id, now)  # Not used: kept for the next mailing's call.
             skipped = 0
-            now = time.monotonic()  # A thousand starts take a while, and a mailing's end may come meanwhile.
+            started += 1
+            if started == STARTS_PER_ROUND:
+                return 0.0
         return IDLE_SECONDS
 
     def _start_next(self, mailing_id: int, now: float) -> bool:
@@ -380,17 +397,31 @@ class GatewayClient:
 
     def _on_socket(self, what: int, descriptor: int, _multi: pycurl.CurlMulti, _data: object) -> None:
         if what == pycurl.POLL_REMOVE:
-            self._watched.discard(descriptor)
-            with contextlib.suppress(OSError):  # libcurl may have closed it already
-                self._epoll.unregister(descriptor)
+            self._let_rest(descriptor)
             return
         events = _EPOLL_EVENTS[what]
-        if descriptor in self._watched:
-            with contextlib.suppress(FileNotFoundError):  # closed unannounced, and its number given to another
+        if descriptor in self._resting or self._watched.get(descriptor, events) != events:
+            self._resting.discard(descriptor)
+            try:
                 self._epoll.modify(descriptor, events)
-                return
-        self._epoll.register(descriptor, events)
-        self._watched.add(descriptor)
+            except FileNotFoundError:  # closed while it rested, and its number given to another
+                self._epoll.register(descriptor, events)
+        elif descriptor not in self._watched:
+            self._epoll.register(descriptor, events)
+        self._watched[descriptor] = events
+
+    def _let_rest(self, descriptor: int) -> None:
+        """Go on watching a connection that is kept: to watch it anew for every call takes a system call more."""
+        if self._watched.get(descriptor) == select.EPOLLIN:
+            self._resting.add(descriptor)
+        else:
+            self._unwatch(descriptor)
+
+    def _unwatch(self, descriptor: int) -> None:
+        self._resting.discard(descriptor)
+        if self._watched.pop(descriptor, None) is not None:
+            with contextlib.suppress(OSError):  # libcurl may have closed it already
+                self._epoll.unregister(descriptor)
 
     def _on_timer(self, milliseconds: int) -> None:
         self._timer = None if milliseconds < 0 else time.monotonic() + milliseconds / 1000
