@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
@@ -45,14 +46,21 @@ def make_engine(
     max_overflow: int = 0,
     statement_timeout_seconds: float = 30,
     idle_transaction_seconds: float = 60,
+    *,
+    pre_ping: bool = True,
 ) -> sa.Engine:
-    """An engine that opens no connection yet; a dead pooled connection is replaced silently."""
+    """An engine that opens no connection yet.
+
+    With `pre_ping` a dead pooled connection is replaced silently, at the price of a round trip per transaction.
+    Processes that repeat a failed transaction anyway do without.
+    """
     return sa.create_engine(
         normalise_url(url),
         pool_size=pool_size,
         max_overflow=max_overflow,
-        pool_pre_ping=True,
+        pool_pre_ping=pre_ping,
         pool_recycle=1800,
         connect_args=connect_arguments(application_name, statement_timeout_seconds, idle_transaction_seconds),
         executemany_mode="values_plus_batch",
+        json_deserializer=orjson.loads,
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from enum import StrEnum
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -45,8 +45,7 @@ class Fault(StrEnum):
 AMBIGUOUS_FAULTS = frozenset(Fault) - {Fault.DNS, Fault.REFUSED, Fault.TLS, Fault.CONNECT_TIMEOUT}
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What came back from one call."""
 
     milliseconds: int
@@ -56,8 +55,7 @@ class Answer:
     retry_after: float | None = None  # seconds
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(NamedTuple):
     """The verdict with its short countable reason (None when accepted)."""
 
     verdict: Verdict
@@ -91,6 +89,8 @@ def _judge_status(status: int, retry_after: float | None) -> Judgement:
     return Judgement(Verdict.TROUBLE, "redirect" if status < 400 else reason)
 
 
+# A gateway accepts with the same few bytes a million times.
+@lru_cache(maxsize=64)
 def _judge_success(body: bytes) -> Judgement:
     try:
         answer: Any = orjson.loads(body)

@@ -369,5 +369,6 @@ def run(settings: Settings) -> None:
         pool_size=5,
         statement_timeout_seconds=60,
         idle_transaction_seconds=IDLE_TRANSACTION_SECONDS,
+        pre_ping=False,
     )
     Dispatcher(engine, connect(settings.amqp_url), settings.gateway_rate_limit or None).run(stop_signal())

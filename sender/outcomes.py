@@ -56,6 +56,11 @@ def after_answer(
     return _outcome(recipient, answer, judgement, now, MessageStatus.PENDING, counted=counted, due_at=due_at)
 
 
+def is_sent_at_once(recipient: Recipient, judgement: Judgement) -> bool:
+    """Whether the message was accepted at its first attempt: there is nothing to tell of it but that."""
+    return judgement.verdict is Verdict.ACCEPTED and recipient.attempts == 0
+
+
 def outside_window(recipient: Recipient, terms: Terms, now: datetime) -> Outcome:
     """What becomes of a message whose client's window is closed just now."""
     due_at = _due_at(recipient, terms, now, 0.0)
@@ -106,8 +111,6 @@ def _due_at(recipient: Recipient, terms: Terms, now: datetime, wait_seconds: flo
 
 
 def _accepted(recipient: Recipient, answer: Answer, now: datetime) -> Outcome:
-    if recipient.attempts == 0:
-        return Outcome(recipient.message_id, MessageStatus.SENT, counted=True)
     return Outcome(
         recipient.message_id,
         MessageStatus.SENT,

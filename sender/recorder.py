@@ -23,7 +23,7 @@ from db.queries import batches, gateway
 from db.queries.batches import Outcome
 from sender.clock import DatabaseClock
 from sender.delivery import Called, Delivery, Result, Settled, Skip
-from sender.outcomes import add_to_tally, after_answer, outside_window, taken_back
+from sender.outcomes import add_to_tally, after_answer, is_sent_at_once, outside_window, taken_back
 
 log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
@@ -115,10 +115,10 @@ class Recorder:
     def _write(self, group: Sequence[tuple[Delivery, Result]]) -> None:
         results = Counter(delivery for delivery, _ in group)
         finished = [delivery for delivery, count in results.items() if delivery.recorded + count == delivery.size]
-        outcomes, tallies = self._sort(group)
+        sent, outcomes, tallies = self._sort(group)
 
         def work(session: Session) -> None:
-            batches.record(session, outcomes)
+            batches.record(session, outcomes, sent)
             gateway.add_tallies(session, tallies)
             batches.finish(session, [delivery.batch_id for delivery in finished])
 
@@ -135,17 +135,21 @@ class Recorder:
 
     def _sort(
         self, group: Sequence[tuple[Delivery, Result]]
-    ) -> tuple[list[tuple[int, Outcome]], dict[int, gateway.Tally]]:
-        """What to write of each message, by batch, and how the gateway answered, by mailing."""
+    ) -> tuple[list[tuple[int, int]], list[tuple[int, Outcome]], dict[int, gateway.Tally]]:
+        """The messages accepted at once, what to write of the others, and how the gateway answered, by mailing."""
+        sent: list[tuple[int, int]] = []
         outcomes: list[tuple[int, Outcome]] = []
         tallies: dict[int, gateway.Tally] = {}
         now = self._clock.now()
         for delivery, result in group:
             if isinstance(result, Called):
-                outcome = after_answer(result.recipient, result.answer, result.judgement, delivery.terms, now)
                 tally = tallies.get(delivery.mailing_id) or tallies.setdefault(delivery.mailing_id, gateway.Tally())
                 add_to_tally(tally, result.judgement)
                 tally.time(result.answer.milliseconds)
+                if is_sent_at_once(result.recipient, result.judgement):
+                    sent.append((delivery.batch_id, result.recipient.message_id))
+                    continue
+                outcome = after_answer(result.recipient, result.answer, result.judgement, delivery.terms, now)
             elif isinstance(result, Settled):
                 outcome = result.outcome
             elif result.skip is Skip.CLOSED:
@@ -154,4 +158,4 @@ class Recorder:
                 # A withdrawn client's message goes back too: the next release reads what has become of the client.
                 outcome = taken_back(result.recipient, now)
             outcomes.append((delivery.batch_id, outcome))
-        return outcomes, tallies
+        return sent, outcomes, tallies

@@ -12,7 +12,7 @@ from db.queries.batches import Outcome, Recipient
 from db.queries.gateway import Tally
 from db.windows import Window
 from sender.answers import Answer, Fault, judge
-from sender.outcomes import Terms, add_to_tally, after_answer, outside_window
+from sender.outcomes import Terms, add_to_tally, after_answer, is_sent_at_once, outside_window
 from sender.retry import (
     BASE_SECONDS,
     CAP_SECONDS,
@@ -41,12 +41,13 @@ def after(answer: Answer, recipient: Recipient = ANNA, terms: Terms = TERMS, wai
 
 
 def test_a_first_success_needs_no_history() -> None:
-    outcome = after(ACCEPTED)
-    assert (outcome.status, outcome.counted, outcome.outcome, outcome.error) == (MessageStatus.SENT, True, None, None)
+    assert is_sent_at_once(ANNA, judge(ACCEPTED))
+    assert not is_sent_at_once(ANNA._replace(attempts=1), judge(ACCEPTED))
+    assert not is_sent_at_once(ANNA, judge(BROKEN))
 
 
 def test_a_success_after_failures_ends_the_history() -> None:
-    outcome = after(ACCEPTED, dataclasses.replace(ANNA, attempts=2))
+    outcome = after(ACCEPTED, ANNA._replace(attempts=2))
     assert (outcome.status, outcome.outcome, outcome.http_status, outcome.milliseconds) == ("sent", "sent", 200, 12)
 
 
@@ -67,14 +68,14 @@ def test_a_refusal_is_final_at_once() -> None:
 
 
 def test_the_last_allowed_attempt_fails_the_message_with_its_reason() -> None:
-    assert after(BROKEN, dataclasses.replace(ANNA, attempts=18)).status is MessageStatus.PENDING
-    outcome = after(BROKEN, dataclasses.replace(ANNA, attempts=19))
+    assert after(BROKEN, ANNA._replace(attempts=18)).status is MessageStatus.PENDING
+    outcome = after(BROKEN, ANNA._replace(attempts=19))
     assert (outcome.status, outcome.error, outcome.due_at) == ("failed", "http_500", None)
 
 
 @pytest.mark.parametrize("answer", [Answer(5, None, 401), Answer(5, None, 429)])
 def test_blocking_and_slowing_answers_count_no_attempt_and_never_fail_a_message(answer: Answer) -> None:
-    outcome = after(answer, dataclasses.replace(ANNA, attempts=19))
+    outcome = after(answer, ANNA._replace(attempts=19))
     assert (outcome.status, outcome.counted) == (MessageStatus.PENDING, False)
 
 
