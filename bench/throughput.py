@@ -31,6 +31,7 @@ class Scenario:
     gateway: Callable[[], AbstractContextManager[Gateway]]
     connections: int = CONNECTIONS  # of wrk
     concurrency: int = DEFAULT_CONCURRENCY  # of each sending process
+    reference: str = "wrk"
 
 
 def run(bench: Bench) -> Iterator[Figure]:
@@ -45,7 +46,9 @@ def scenarios(bench: Bench) -> list[Scenario]:
     found = [
         Scenario("0 ms", lambda: NginxGateway(directory)),
         Scenario("0 ms, TLS", lambda: NginxGateway(directory, authority)),
-        Scenario("0 ms, TLS, HTTP/2", lambda: NginxGateway(directory, authority, http2=True)),
+        Scenario(
+            "0 ms, TLS, HTTP/2", lambda: NginxGateway(directory, authority, http2=True), reference="wrk, HTTP/1.1"
+        ),
         Scenario("0 ms, simulator", SimulatorGateway),
         Scenario("0 ms, simulator, TLS", lambda: SimulatorGateway(0, authority)),
     ]
@@ -89,7 +92,7 @@ def _measure(bench: Bench, scenario: Scenario) -> Iterator[Figure]:
             gateway_concurrency=scenario.concurrency,
         ) as system:
             sending = system.send_mailing()
-    yield from figures(scenario.name, sending, load.rate, f"wrk, {scenario.connections} connections")
+    yield from figures(scenario.name, sending, load.rate, f"{scenario.reference}, {scenario.connections} connections")
 
 
 def best_load(bench: Bench, gateway: Gateway, connections: int) -> Load:

@@ -1,0 +1,65 @@
+"""How samples of a process are sorted: by the innermost line that tells what was being done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.machinery import ROOT
+from bench.profile import OTHER, group_of
+
+OUTERMOST = f"main ({ROOT / 'sender/__main__.py'}:36)"
+
+
+def frame(path: str, words: str) -> str:
+    """A frame at the first line of one of our files with these words."""
+    lines = (ROOT / path).read_text().splitlines()
+    number = next(number for number, line in enumerate(lines, 1) if words in line)
+    return f"function ({ROOT / path}:{number})"
+
+
+# The words are looked up in the code as it is: when they are gone, the rules of bench/profile.py need a look, too.
+@pytest.mark.parametrize(
+    ("path", "words", "group"),
+    [
+        ("sender/gateway.py", ".socket_action(", "libcurl on the network"),
+        ("sender/gateway.py", "_multi.add_handle(", "libcurl's calls begun and read"),
+        ("sender/gateway.py", "setopt(pycurl.URL", "libcurl's calls begun and read"),
+        ("sender/gateway.py", "orjson.dumps(", "JSON"),
+        ("sender/answers.py", "orjson.loads(", "JSON"),
+        ("sender/gateway.py", "_epoll.poll(", "waking and polling"),
+        ("sender/gateway.py", "def _finish(", "the client's own loop"),
+        ("sender/answers.py", "def judge(", "judging answers"),
+        ("sender/recorder.py", "def _write(", "recording outcomes"),
+        ("sender/dispatcher.py", "def ", "dispatching"),
+        ("db/queries/batches.py", "def record(", "queries, ours"),
+    ],
+)
+def test_line_belongs_to_its_group(path: str, words: str, group: str) -> None:
+    assert group_of([OUTERMOST, frame(path, words)]) == group
+
+
+@pytest.mark.parametrize(
+    ("file", "group"),
+    [
+        ("/venv/lib/python3.11/site-packages/sqlalchemy/engine/base.py", "SQLAlchemy"),
+        ("/venv/lib/python3.11/site-packages/dramatiq/worker.py", "Dramatiq, pika"),
+        ("/venv/lib/python3.11/site-packages/structlog/_base.py", "logging"),
+    ],
+)
+def test_libraries_count_for_themselves(file: str, group: str) -> None:
+    assert group_of([frame("sender/recorder.py", "def _write("), f"function ({file}:1)"]) == group
+
+
+def test_standard_library_counts_for_its_caller() -> None:
+    stack = [frame("sender/recorder.py", "def _write("), "wait (/usr/lib/python3.11/threading.py:629)"]
+    assert group_of(stack) == "recording outcomes"
+
+
+def test_stack_without_a_known_frame_is_something_else() -> None:
+    assert group_of(["_bootstrap (/usr/lib/python3.11/threading.py:1002)", "<native>"]) == OTHER
+
+
+def test_file_that_is_gone_is_no_obstacle(tmp_path: Path) -> None:
+    assert group_of([f"run ({tmp_path / 'gone.py'}:3)"]) == OTHER
