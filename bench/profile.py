@@ -42,7 +42,9 @@ RULES = (
     Rule("JSON", r"", r"\borjson\."),
     Rule("libcurl on the network", r"/sender/gateway\.py$", r"\.socket_action\("),
     Rule("libcurl's calls begun and read", r"/sender/gateway\.py$", r"_multi\.|\.setopt\(|\.getinfo\(|pycurl\.Curl"),
-    Rule("waking and polling", r"/sender/gateway\.py$", r"_epoll\.|eventfd|time\.sleep"),
+    Rule("waking up and polling", r"/sender/gateway\.py$", r"_epoll\.|eventfd|time\.sleep"),
+    # A thread whose wait is over, and that waits for a core now: pika's and Dramatiq's look round ten times a second.
+    Rule("waking up and polling", r"/(threading|select_connection)\.py$", r"\.acquire\(|\.poll\("),
     Rule("judging answers", r"/sender/answers\.py$"),
     Rule("the client's own loop", r"/sender/(gateway|delivery|pacer)\.py$"),
     Rule(
@@ -122,6 +124,7 @@ class Samples:
             "--format",
             "raw",
             "--full-filenames",
+            "--nonblocking",
             "--nonblocking",
             "--rate",
             str(SAMPLES_PER_SECOND),

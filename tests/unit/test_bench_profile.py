@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def frame(path: str, words: str) -> str:
         ("sender/gateway.py", "setopt(pycurl.URL", "libcurl's calls begun and read"),
         ("sender/gateway.py", "orjson.dumps(", "JSON"),
         ("sender/answers.py", "orjson.loads(", "JSON"),
-        ("sender/gateway.py", "_epoll.poll(", "waking and polling"),
+        ("sender/gateway.py", "_epoll.poll(", "waking up and polling"),
         ("sender/gateway.py", "def _finish(", "the client's own loop"),
         ("sender/answers.py", "def judge(", "judging answers"),
         ("sender/recorder.py", "def _write(", "recording outcomes"),
@@ -53,8 +54,15 @@ def test_libraries_count_for_themselves(file: str, group: str) -> None:
 
 
 def test_standard_library_counts_for_its_caller() -> None:
-    stack = [frame("sender/recorder.py", "def _write("), "wait (/usr/lib/python3.11/threading.py:629)"]
+    stack = [frame("sender/recorder.py", "def _write("), "counter (/usr/lib/python3.11/collections/__init__.py:629)"]
     assert group_of(stack) == "recording outcomes"
+
+
+def test_wait_that_is_over_does_not_count_for_its_caller() -> None:
+    lines = Path(threading.__file__).read_text().splitlines()
+    number = next(number for number, line in enumerate(lines, 1) if "waiter.acquire(True, timeout)" in line)
+    stack = [frame("sender/recorder.py", "def _write("), f"wait ({threading.__file__}:{number})"]
+    assert group_of(stack) == "waking up and polling"
 
 
 def test_stack_without_a_known_frame_is_something_else() -> None:
