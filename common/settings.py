@@ -147,7 +147,7 @@ def load() -> Settings:
         gateway_token=_read("GATEWAY_TOKEN", env.str, None),
         gateway_rate_limit=_read("GATEWAY_RATE_LIMIT", env.int, 0, validate=Range(min=0, max=1_000_000)),
         gateway_timeout=_read("GATEWAY_TIMEOUT", env.float, 10.0, validate=Range(min=0.1, max=300)),
-        gateway_concurrency=_read("GATEWAY_CONCURRENCY", env.int, 1000, validate=Range(min=1, max=20_000)),
+        gateway_concurrency=_read("GATEWAY_CONCURRENCY", env.int, 2000, validate=Range(min=1, max=20_000)),
         gateway_max_attempts=_read("GATEWAY_MAX_ATTEMPTS", env.int, 20, validate=Range(min=1, max=1000)),
         default_timezone=_read("DEFAULT_TIMEZONE", env.str, "Europe/Moscow", check=_timezone),
         listen_address=_read("LISTEN_ADDRESS", env.str, "127.0.0.1"),

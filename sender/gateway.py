@@ -27,6 +27,7 @@ import structlog
 
 from sender.answers import Answer, Fault, Judgement, Verdict, judge
 from sender.delivery import Call, Called, Delivery
+from sender.limit import Limit
 
 log = structlog.get_logger(__name__)
 
@@ -39,14 +40,6 @@ STARTS_PER_ROUND = 64
 IDLE_SECONDS = 0.5  # Leases, ends and pauses are looked at this often even when nothing happens.
 # One mailing may use this share of the calls in flight, so that one whose calls all hang leaves room for the others.
 MAILING_SHARE = 0.8
-# Calls in flight begin with so many and double with every round of successes, so that no gateway meets a thousand
-# connections at once. One that cannot be connected to gets fewer, and then more again little by little: the additive
-# increase and multiplicative decrease of TCP (RFC 5681).
-FIRST_LIMIT = 50.0
-LEAST_LIMIT = 10.0
-DECREASE = 0.7
-DECREASE_SECONDS = 0.5
-INCREASE = 8.0  # a round, beyond what was too much before
 # The exponentially weighted share of failing calls, of every mailing, beyond which this process stops by itself.
 TRIP_RATIO = 0.75
 TRIP_WEIGHT = 0.05
@@ -85,7 +78,9 @@ _EPOLL_EVENTS = {
 }
 
 
-# Signs that the gateway cannot take more connections.
+# What tells how long the gateway takes.
+_HEARD = frozenset({Verdict.ACCEPTED, Verdict.REFUSED, Verdict.DEFERRED})
+# Signs that it cannot take more connections.
 _OVERLOAD_REASONS = frozenset({Fault.REFUSED.value, Fault.CONNECT_TIMEOUT.value})
 
 
@@ -128,9 +123,7 @@ class GatewayClient:
         self._timeout_seconds = timeout_seconds
         self._concurrency = concurrency
         self._pace = pace
-        self._limit = min(FIRST_LIMIT, concurrency)
-        self._comfort = float(concurrency)  # up to here the limit may double
-        self._decreased_at = 0.0
+        self._limit = Limit(concurrency, timeout_seconds)
         self._busy = 0  # in flight, or not yet recorded
         self._busy_of: defaultdict[int, int] = defaultdict(int)  # the same by mailing
         self._incoming: deque[Delivery] = deque()
@@ -144,7 +137,6 @@ class GatewayClient:
         self._slots: dict[pycurl.Curl, _Slot] = {}
         self._draining = False
         self._closed = False
-        self._timer: float | None = None
         self._next_round = 0.0
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._watched: dict[int, int] = {}  # descriptor: the events that epoll watches it for
@@ -153,7 +145,6 @@ class GatewayClient:
         self._epoll.register(self._wakeup, select.EPOLLIN)
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
-        self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
         self._multi.setopt(pycurl.M_MAXCONNECTS, concurrency)
         self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
 
@@ -222,8 +213,10 @@ class GatewayClient:
         self._take_in()
         self._return_what_is_over(now)
         pause = self._start_calls(now)
-        if self._timer is not None:
-            pause = min(pause, self._timer - now)
+        # Asked once a round instead of heard of for every call, which a timer callback would be.
+        milliseconds = self._multi.timeout()
+        if milliseconds >= 0:
+            pause = min(pause, milliseconds / 1000)
         for descriptor, events in self._epoll.poll(max(0.0, pause)):
             if descriptor == self._wakeup:
                 os.eventfd_read(self._wakeup)
@@ -231,8 +224,7 @@ class GatewayClient:
                 self._unwatch(descriptor)  # closed from the other side; libcurl will find out
             else:
                 self._multi.socket_action(descriptor, _curl_events(events))
-        if self._timer is not None and self._timer <= time.monotonic():
-            self._timer = None
+        if self._multi.timeout() == 0:
             self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
         self._finish_calls()
 
@@ -273,7 +265,7 @@ class GatewayClient:
         share = max(1, int(self._concurrency * MAILING_SHARE))
         skipped = started = 0
         self._pace.demand = sum(delivery.waiting for queue in self._deliveries.values() for delivery in queue)
-        while self._ring and self._busy < self._limit and skipped < len(self._ring):
+        while self._ring and self._busy < self._limit.value and skipped < len(self._ring):
             mailing_id = self._ring[0]
             if self._busy_of[mailing_id] >= share:
                 self._ring.rotate(-1)
@@ -366,6 +358,10 @@ class GatewayClient:
         self._spare.append(slot)
         judgement = judge(answer)
         delivery.put(Called(call.recipient, answer, judgement))
+        if judgement.reason in _OVERLOAD_REASONS:
+            self._limit.refused(now)
+        elif judgement.verdict in _HEARD or judgement.reason == Fault.TIMEOUT.value:
+            self._limit.answered(answer.milliseconds / 1000, now)
         self._watch(delivery.mailing_id, judgement, now)
 
     def _watch(self, mailing_id: int, judgement: Judgement, now: float) -> None:
@@ -376,21 +372,15 @@ class GatewayClient:
         failed = judgement.verdict in (Verdict.TROUBLE, Verdict.UNKNOWN)
         ratio, _ = self._failing.get(mailing_id, (0.0, now))
         self._failing[mailing_id] = (ratio + TRIP_WEIGHT * (failed - ratio), now)
-        if not failed:
-            step = 1.0 if self._limit < self._comfort else INCREASE / self._limit
-            self._limit = min(self._concurrency, self._limit + step)
-            return
-        if judgement.reason in _OVERLOAD_REASONS and now - self._decreased_at > DECREASE_SECONDS:
-            self._decreased_at = now
-            self._comfort = self._limit = max(LEAST_LIMIT, self._limit * DECREASE)
-        if ratio > TRIP_RATIO and all(
-            share > TRIP_RATIO for share, heard in self._failing.values() if heard > now - TRIP_MEMORY_SECONDS
+        if (
+            failed
+            and ratio > TRIP_RATIO
+            and all(share > TRIP_RATIO for share, heard in self._failing.values() if heard > now - TRIP_MEMORY_SECONDS)
         ):
             self._trip()
 
     def _trip(self) -> None:
-        self._limit = 1.0
-        self._comfort = float(self._concurrency)  # It was down, not overloaded.
+        self._limit.trip()
         self._return_everything()
 
     # libcurl's callbacks ------------------------------------------------------------------------------------------
@@ -422,9 +412,6 @@ class GatewayClient:
         if self._watched.pop(descriptor, None) is not None:
             with contextlib.suppress(OSError):  # libcurl may have closed it already
                 self._epoll.unregister(descriptor)
-
-    def _on_timer(self, milliseconds: int) -> None:
-        self._timer = None if milliseconds < 0 else time.monotonic() + milliseconds / 1000
 
 
 def _curl_events(events: int) -> int:

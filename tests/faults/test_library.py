@@ -12,7 +12,7 @@ import dramatiq
 import pytest
 
 from sender.broker import SafeConsumer, SafeRabbitmqBroker, connect, publish
-from sender.gateway import FIRST_LIMIT
+from sender.limit import FIRST
 from tests.conftest import SystemMaker
 from tests.system import Servers
 
@@ -65,7 +65,7 @@ def test_no_middleware_publishes_retries(broker: SafeRabbitmqBroker) -> None:
 @pytest.mark.faults
 def test_a_retry_is_not_lost_while_nothing_can_be_published(make_system: SystemMaker) -> None:
     slow_failure = {"kind": "status", "status": 500, "times": 1, "share": 0.4, "share_of": "ids"}
-    audience = int(FIRST_LIMIT)  # So many are called at once; their retries are then the only further calls.
+    audience = int(FIRST)  # So many are called at once; their retries are then the only further calls.
     with make_system(faults=[{"kind": "latency", "milliseconds": 4000}, slow_failure]) as system:
         mailing = system.start_mailing(audience)
         system.simulator.wait_for(lambda seen: seen["requests"] >= audience)

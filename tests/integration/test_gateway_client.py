@@ -19,7 +19,8 @@ from db.queries.batches import Recipient, Standing, TakenBatch
 from sender.answers import Verdict
 from sender.clock import DatabaseClock
 from sender.delivery import Call, Called, Delivery, Result, Skip, Skipped
-from sender.gateway import FIRST_LIMIT, GatewayClient
+from sender.gateway import GatewayClient
+from sender.limit import FIRST
 from sender.outcomes import Terms
 from simulator.client import Simulator
 from tools.processes import free_port
@@ -283,10 +284,10 @@ def test_a_gateway_is_not_met_by_a_thousand_connections_at_once(simulator: Simul
             sent = delivery(9000, 1000)
             collector(sent).client = client
             client.submit(sent)
-            simulator.wait_for(lambda received: received["requests"] >= FIRST_LIMIT)
+            simulator.wait_for(lambda received: received["requests"] >= FIRST)
             time.sleep(0.2)  # the absence of more calls is what is looked for
-            assert simulator.received()["in_flight"] == FIRST_LIMIT
-            assert simulator.wait_for(lambda received: received["in_flight"] > 4 * FIRST_LIMIT)
+            assert simulator.received()["in_flight"] == FIRST
+            assert simulator.wait_for(lambda received: received["in_flight"] > 4 * FIRST)
             sent.stop()
     finally:
         simulator.calm()
