@@ -36,11 +36,13 @@ from sender.worker import IDLE_TRANSACTION_SECONDS, process_name, stop_signal
 log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
 
-BATCH_SIZE = 500
+BATCH_SIZE = 1000
 LEAD_ROLE = "dispatcher"
 LEAD_LEASE_SECONDS = 4.0
 LEAD_RENEWAL_SECONDS = 0.5
 POLL_SECONDS = 0.5
+# Rounds of releasing begin no more often: under load each then releases several batches, for the same look around.
+RELEASE_SECONDS = 0.05
 BREAKER_SECONDS = 0.1
 # Of all places for batches, what one mailing may hold: one whose calls all hang leaves room for the others.
 MAILING_SHARE = 0.75
@@ -164,7 +166,9 @@ class Dispatcher:
         while not self._stopping.is_set():
             self._wait(self._release_wanted, POLL_SECONDS)
             if self._leading.is_set():
+                began = time.monotonic()
                 self.release_round()
+                self._stopping.wait(began + RELEASE_SECONDS - time.monotonic())
 
     def release_round(self) -> int:
         """Release what is due and there is room for; the number of batches."""
@@ -172,11 +176,11 @@ class Dispatcher:
         if self._gateway is not GatewayState.CLOSED:
             return int(self._probe())
         released = 0
-        capacity = self._commit(processes.capacity)
-        outstanding = self._commit(batches.outstanding)
-        room, size = self._room(capacity)
+        with self._sessions.begin() as session:
+            room, size = self._room(processes.capacity(session))
+            outstanding = batches.outstanding(session)
+            due = set(audience.due(session)) if sum(outstanding.values()) < room else set()
         share = max(1, math.ceil(room * MAILING_SHARE))
-        due = set(self._commit(audience.due))
         while due and sum(outstanding.values()) < room and not self._stopping.is_set():
             # The mailing with the fewest batches under way; among equals the one whose turn was longest ago.
             mailing_id = min(due, key=lambda m: (outstanding.get(m, 0), self._last_served.get(m, 0)))
