@@ -56,14 +56,17 @@ class GatewayRow:
     now: datetime
 
 
+_ADD_TALLIES = sa.text(
+    "INSERT INTO gateway_tally (mailing_id, answered, troubled, slowed, blocked, reason, timings)"
+    " VALUES (:mailing_id, :answered, :troubled, :slowed, :blocked, :reason, :timings)"
+)
+
+
 def add_tallies(session: Session, tallies: Mapping[int, Tally]) -> None:
     """Add the answers of one recorded group, by mailing."""
     if tallies:
         session.execute(
-            sa.text(
-                "INSERT INTO gateway_tally (mailing_id, answered, troubled, slowed, blocked, reason, timings)"
-                " VALUES (:mailing_id, :answered, :troubled, :slowed, :blocked, :reason, :timings)"
-            ),
+            _ADD_TALLIES,
             [{"mailing_id": mailing_id, **dataclasses.asdict(tally)} for mailing_id, tally in tallies.items()],
         )
 
