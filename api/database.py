@@ -6,6 +6,7 @@ import select
 from typing import Any
 
 import orjson
+from flask import request
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.exc import DisconnectionError
 
@@ -26,7 +27,7 @@ def engine_options(threads: int) -> dict[str, Any]:
         "pool_size": threads,
         "max_overflow": 1,  # for a key's look-up beside the request's own session
         "pool_timeout": POOL_WAIT_SECONDS,
-        "pool_events": [(_replace_if_closed, "checkout")],
+        "pool_events": [(_replace_if_closed, "checkout"), (_read_without_transaction, "checkout")],
         "pool_recycle": 1800,
         "connect_args": connect_arguments("mailings api", STATEMENT_TIMEOUT_SECONDS),
         "hide_parameters": True,  # Errors go to the log: no phones there.
@@ -46,3 +47,8 @@ def _replace_if_closed(connection: Any, _record: Any, _proxy: Any) -> None:
     poll.register(connection.fileno(), select.POLLIN)
     if poll.poll(0):
         raise DisconnectionError("closed by the other side")
+
+
+def _read_without_transaction(connection: Any, _record: Any, _proxy: Any) -> None:
+    """Have every statement of a GET stand for itself: BEGIN and ROLLBACK would be two round trips beside one."""
+    connection.autocommit = bool(request) and request.method in {"GET", "HEAD"}

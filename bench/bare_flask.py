@@ -17,7 +17,8 @@ from psycopg2.extensions import cursor as Cursor  # noqa: N812  # It is a class.
 from psycopg2.extras import Json
 from psycopg2.pool import ThreadedConnectionPool
 
-from common.serving import THREADS, Server
+from api.server import PROCESSES, THREADS
+from common.serving import Server
 from common.settings import Settings, settings
 from db.models import MessageStatus
 
@@ -53,23 +54,21 @@ TOTALS = """
     SELECT status, sum(amount) AS amount FROM status_count JOIN mailing ON mailing.id = mailing_id
     WHERE deleted_at IS NULL GROUP BY status
 """
-IDS_OF_MAILING = """
-    WITH pair AS (
-        SELECT mailing_id, status FROM status_count JOIN mailing ON mailing.id = mailing_id
-        WHERE deleted_at IS NULL AND mailing_id = %(id)s GROUP BY mailing_id, status HAVING sum(amount) > 0
+MESSAGES_OF_MAILING = f"""
+    WITH page AS MATERIALIZED (
+        SELECT id FROM message WHERE mailing_id = %(id)s AND client_id > coalesce(
+            (SELECT client_id FROM message WHERE id = %(after)s AND mailing_id = %(id)s), 0
+        )
+        ORDER BY client_id LIMIT %(limit)s
     )
-    SELECT first.id FROM pair, LATERAL (
-        SELECT id FROM message WHERE mailing_id = pair.mailing_id AND status = pair.status AND id > %(after)s
-        ORDER BY id LIMIT %(limit)s
-    ) AS first ORDER BY first.id LIMIT %(limit)s
-"""
-IDS_OF_ALL = """
-    SELECT id FROM message WHERE mailing_id NOT IN (SELECT id FROM mailing WHERE deleted_at IS NOT NULL)
-    AND id > %(after)s ORDER BY id LIMIT %(limit)s
+    SELECT {_MESSAGE} FROM page JOIN message USING (id) LEFT JOIN client ON client.id = client_id ORDER BY message.id
 """
 MESSAGES = f"""
-    SELECT {_MESSAGE} FROM message LEFT JOIN client ON client.id = client_id WHERE message.id = ANY(%(ids)s)
-    ORDER BY message.id
+    WITH page AS MATERIALIZED (
+        SELECT id FROM message WHERE mailing_id NOT IN (SELECT id FROM mailing WHERE deleted_at IS NOT NULL)
+            AND id > %(after)s ORDER BY id LIMIT %(limit)s
+    )
+    SELECT {_MESSAGE} FROM page JOIN message USING (id) LEFT JOIN client ON client.id = client_id ORDER BY message.id
 """
 
 Row = dict[str, Any]
@@ -163,16 +162,14 @@ def create_app(given: Settings) -> Flask:
         with database.transaction() as cursor:
             (mailing,) = _rows(cursor, GET_MAILING, place)
             by_status = _by_status(_rows(cursor, COUNTS, {"ids": [mailing_id]}))
-            ids = [row["id"] for row in _rows(cursor, IDS_OF_MAILING, place)]
-            items = _rows(cursor, MESSAGES, {"ids": ids})
+            items = _rows(cursor, MESSAGES_OF_MAILING, place)
         sums = {"messages": sum(by_status.values()), "by_status": by_status}
-        return _json({"mailing": _mailing(mailing), **sums, "items": items, "next": ids[-1]})
+        return _json({"mailing": _mailing(mailing), **sums, "items": items, "next": items[-1]["id"]})
 
     def messages() -> Response:
         with database.transaction() as cursor:
-            ids = [row["id"] for row in _rows(cursor, IDS_OF_ALL, _place())]
-            items = _rows(cursor, MESSAGES, {"ids": ids})
-        return _json({"items": items, "next": ids[-1]})
+            items = _rows(cursor, MESSAGES, _place())
+        return _json({"items": items, "next": items[-1]["id"]})
 
     app.add_url_rule("/api/v1/client/", view_func=add_client, methods=["POST"])
     app.add_url_rule("/api/v1/client/<int:client_id>/", view_func=get_client)
@@ -191,7 +188,8 @@ def main() -> None:
     """Serve until SIGTERM."""
     given = settings().require("database_url")
     describe = lambda _status, reason, _message: ("text/plain", reason.encode())  # noqa: E731
-    Server("bare", given.api_port, given, lambda: create_app(given), describe).run()
+    more = {"workers": PROCESSES, "threads": THREADS}
+    Server("bare", given.api_port, given, lambda: create_app(given), describe, more).run()
 
 
 if __name__ == "__main__":
