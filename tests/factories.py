@@ -56,6 +56,8 @@ def make_message(session: Session, mailing: Mailing, client: Client, **values: A
         message.batch_id = 1
     if status in (MessageStatus.SENT, MessageStatus.DELIVERED):
         message.sent_at = now
+    if status in (MessageStatus.FAILED, MessageStatus.EXPIRED, MessageStatus.CANCELLED):
+        message.last_error = "http_400"
     return _add(session, message, values)
 
 

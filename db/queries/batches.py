@@ -171,6 +171,8 @@ _RECORD = sa.text("""
     RETURNING message.id
 """)
 
+_ANY_RECEIPT = sa.text("SELECT EXISTS (SELECT FROM receipt)")
+
 # A receipt that overtook our own record (see `queries.receipts`) is applied here, in the same transaction.
 _APPLY_RECEIPTS = sa.text("""
     WITH early AS (
@@ -207,9 +209,9 @@ def record(session: Session, outcomes: Sequence[tuple[int, Outcome]], sent: Sequ
         count = _rowcount(session.execute(_RECORD_SENT, {"ids": _array(ids), "batch_ids": _array(batch_ids)}))
     if outcomes:
         count += _record_outcomes(session, outcomes)
-    if session.scalar(sa.text("SELECT EXISTS (SELECT FROM receipt)")):
-        ids = sorted([message_id for _, message_id in sent] + [outcome.message_id for _, outcome in outcomes])
-        session.execute(_APPLY_RECEIPTS, {"ids": _array(ids)})
+    if session.scalar(_ANY_RECEIPT):
+        recorded = sorted([message_id for _, message_id in sent] + [outcome.message_id for _, outcome in outcomes])
+        session.execute(_APPLY_RECEIPTS, {"ids": _array(recorded)})
     return count
 
 
@@ -255,11 +257,13 @@ def _write_history(session: Session, outcomes: Sequence[Outcome]) -> None:
     )
 
 
+_FINISH = sa.text("WITH gone AS (DELETE FROM batch WHERE id = ANY(:ids)) SELECT pg_notify('work', :payload)")
+
+
 def finish(session: Session, batch_ids: Sequence[int]) -> None:
     """Remove batches whose messages are all recorded, and wake the dispatcher."""
     if batch_ids:
-        session.execute(sa.text("DELETE FROM batch WHERE id = ANY(:ids)"), {"ids": list(batch_ids)})
-        session.execute(sa.text("SELECT pg_notify('work', :payload)"), {"payload": ROOM})
+        session.execute(_FINISH, {"ids": list(batch_ids), "payload": ROOM})
 
 
 _RECLAIM = sa.text("""
@@ -329,18 +333,24 @@ def sweep(session: Session, limit: int = 50) -> int:
     return total
 
 
+# Looks at the messages of the mailing only when the counters tell of more on the wire than its batches hold.
+_SWEEP_ORPHANS = sa.text("""
+    UPDATE message SET status = 'pending', batch_id = NULL, next_attempt_at = now()
+    WHERE mailing_id = :mailing_id AND status = 'sending'
+      AND NOT EXISTS (SELECT FROM batch WHERE batch.id = message.batch_id)
+      AND (
+        SELECT sum(amount) FROM status_count WHERE mailing_id = :mailing_id AND status = 'sending'
+      ) > (
+        SELECT count(*) FROM message AS held
+        WHERE held.id = ANY(ARRAY(SELECT unnest(message_ids) FROM batch WHERE mailing_id = :mailing_id))
+          AND held.status = 'sending'
+      )
+""")
+
+
 def sweep_orphans(session: Session, mailing_id: int) -> int:
     """Return `sending` messages to pending whose batch no longer exists; nothing we know of leaves any."""
-    return _rowcount(
-        session.execute(
-            sa.text(
-                "UPDATE message SET status = 'pending', batch_id = NULL, next_attempt_at = now()"
-                " WHERE mailing_id = :mailing_id AND status = 'sending'"
-                " AND NOT EXISTS (SELECT FROM batch WHERE batch.id = message.batch_id)"
-            ),
-            {"mailing_id": mailing_id},
-        )
-    )
+    return _rowcount(session.execute(_SWEEP_ORPHANS, {"mailing_id": mailing_id}))
 
 
 def _rowcount(result: Any) -> int:

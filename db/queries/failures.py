@@ -21,24 +21,25 @@ class Reason(NamedTuple):
     is_exact: bool
 
 
-# Reason by reason along `ix_message_failed_reason`: the next reason is one step away, however many share this one.
+# Reason by reason along `ix_message_reason`: the next reason is one step away, however many share this one. Messages
+# that expired, were cancelled or wait for another attempt have reasons, too; those nobody failed for are left out.
 _RANKED = sa.text("""
     WITH RECURSIVE step (reason, number) AS (
         (SELECT last_error, 1 FROM message
-         WHERE mailing_id = :mailing_id AND status = 'failed' ORDER BY last_error LIMIT 1)
+         WHERE mailing_id = :mailing_id AND last_error IS NOT NULL ORDER BY last_error LIMIT 1)
         UNION ALL
         SELECT (SELECT last_error FROM message
-                WHERE mailing_id = :mailing_id AND status = 'failed' AND last_error > step.reason
+                WHERE mailing_id = :mailing_id AND last_error > step.reason
                 ORDER BY last_error LIMIT 1), number + 1
         FROM step WHERE step.reason IS NOT NULL AND number < 200
     )
-    SELECT reason, (
-        SELECT count(*) FROM (
+    SELECT reason, amount FROM step CROSS JOIN LATERAL (
+        SELECT count(*) AS amount FROM (
             SELECT FROM message WHERE mailing_id = :mailing_id AND status = 'failed' AND last_error = step.reason
             LIMIT :most
-        ) AS counted
-    ) AS amount
-    FROM step WHERE reason IS NOT NULL ORDER BY amount DESC, reason LIMIT :shown
+        ) AS found
+    ) AS counted
+    WHERE amount > 0 ORDER BY amount DESC, reason LIMIT :shown
 """)
 
 

@@ -226,7 +226,8 @@ def retry_failed(
     # A million messages take longer than any other request may.
     session.execute(sa.text("SET LOCAL statement_timeout = '300s'"))
     reachable = sa.exists().where(Client.id == Message.client_id, Client.opted_out_at.is_(None))
-    conditions = [Message.mailing_id == mailing_id, Message.status == MessageStatus.FAILED, reachable]
+    failed = (Message.status == MessageStatus.FAILED, Message.last_error.is_not(None))
+    conditions = [Message.mailing_id == mailing_id, *failed, reachable]
     if reasons is not None:
         conditions.append(Message.last_error.in_(reasons))
     retried: int = session.execute(  # type: ignore[attr-defined]

@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy.orm import Session
 
-from db.models import Attempt, Client, Mailing, Message, MessageStatus, StatusCount
+from db.models import Attempt, Client, Mailing, Message, MessageStatus
 from db.refusals import MissingError
 
 # A row of `message`, with the phone of its client (None when the client is gone).
 MessageRow = sa.Row[*tuple[Any, ...]]
 
 
-_Column = sa.ColumnElement[int] | InstrumentedAttribute[int]
+# How many messages, whatever their status, are looked through for a page of a status before other ways are taken.
+NEAR = 20_000
+# No index finds these: those of `sending` are in the batches, and all others have a reason.
+_WITHOUT_INDEX = (MessageStatus.PENDING, MessageStatus.SENT, MessageStatus.DELIVERED)
 
 
 class Filter(NamedTuple):
@@ -54,13 +57,29 @@ def page(
 ) -> Sequence[MessageRow]:
     """The next messages after this id, in the order of their ids, or before it, in the opposite one.
 
-    Costs the same wherever in the list.
+    Costs the same wherever in the list, except where a status is looked for that no index knows and that hardly any
+    message near this place has: finding the next `sent` or `delivered` one may then cost a walk along its mailing.
     """
     if wanted.reason is not None:
         wanted = wanted._replace(status=MessageStatus.FAILED)
-    values = {**wanted._asdict(), "beyond": after, "limit": limit}
+    if after == 0 and not backwards:
+        after = None  # Ids begin at 1.
+    values = {**wanted._asdict(), "beyond": after, "limit": limit, "near": NEAR}
     given = frozenset(name for name, value in values.items() if value is not None)
-    return session.execute(_page_statement(given, backwards=backwards), values).all()
+    if _is_common(wanted):
+        rows = session.execute(_page_statement(given, wanted.status, backwards=backwards, near=True), values).all()
+        if len(rows) == limit:
+            return rows
+    return session.execute(_page_statement(given, wanted.status, backwards=backwards, near=False), values).all()
+
+
+def _is_common(wanted: Filter) -> bool:
+    """Whether it is worth a try to look for this status among the next messages, whatever their status."""
+    if wanted.client_id is not None or wanted.status is None:
+        return False
+    if wanted.mailing_id is not None:
+        return wanted.status is MessageStatus.PENDING
+    return wanted.status in _WITHOUT_INDEX
 
 
 def get(session: Session, message_id: int) -> tuple[MessageRow, Sequence[Attempt]]:
@@ -73,14 +92,15 @@ def get(session: Session, message_id: int) -> tuple[MessageRow, Sequence[Attempt
 
 # Built once for every combination of filters: building takes longer than running.
 @functools.cache
-def _page_statement(given: frozenset[str], *, backwards: bool) -> sa.Select[*tuple[Any, ...]]:
+def _page_statement(
+    given: frozenset[str], status: MessageStatus | None, *, backwards: bool, near: bool
+) -> sa.Select[*tuple[Any, ...]]:
     place = _Place("beyond" in given, backwards)
+    ids: sa.Select[int] | sa.TextualSelect
     if "client_id" in given:
         ids = _ids_of_client(given, place)
-    elif given & {"mailing_id", "status"}:
-        ids = _ids_by_mailing_and_status(given, place)
     else:
-        ids = _ids_of_all(place)
+        ids = sa.text(_ids(given, status, place, near=near)).columns(Message.id)
     # Materialised, so that the planner finds the ids first and then one row for each.
     found = ids.cte("page").prefix_with("MATERIALIZED")
     return (
@@ -92,18 +112,135 @@ def _page_statement(given: frozenset[str], *, backwards: bool) -> sa.Select[*tup
     )
 
 
+def _ids(given: frozenset[str], status: MessageStatus | None, place: _Place, *, near: bool) -> str:
+    of_mailing = "mailing_id" in given
+    if status is None:
+        return place.walk(":mailing_id", _EXISTS) if of_mailing else place.walk_all()
+    if near:
+        walked = place.walk(":mailing_id", _EXISTS, ":near") if of_mailing else place.walk_all(":near")
+        order = place.order_by("client_id" if of_mailing else "id")
+        return f"SELECT id FROM ({walked}) AS near WHERE status = :status {order} LIMIT :limit"
+    if status is MessageStatus.SENDING:
+        return _ids_on_the_wire(place, of_mailing=of_mailing)
+    if status in _WITHOUT_INDEX:
+        source = place.walk("pair.mailing_id", "status = :status")
+        if status is MessageStatus.PENDING:
+            source = _waiting_ids(place)
+    else:
+        for_reason = "AND last_error = :reason" if "reason" in given else ""
+        source = f"""
+            SELECT id FROM message
+            WHERE mailing_id = pair.mailing_id AND status = :status AND last_error IS NOT NULL {for_reason}
+              {place.beyond} {place.order_by("id")} LIMIT :limit
+        """
+    return _first_of_mailings(source, place, of_mailing=of_mailing)
+
+
+_EXISTS = "EXISTS (SELECT FROM mailing WHERE id = :mailing_id AND deleted_at IS NULL)"
+
+# The client of the message with this id, or of the first one after it: some twenty probes of the unique key, as the
+# ids of a mailing rise with those of its clients.
+_POSITION = """
+    coalesce(
+        (SELECT client_id FROM message WHERE id = :beyond AND mailing_id = {mailing_id}),
+        (
+            WITH RECURSIVE search (low, high) AS (
+                SELECT min(client_id), max(client_id) + 1 FROM message WHERE mailing_id = {mailing_id}
+                UNION ALL
+                SELECT CASE WHEN probe.id > :beyond THEN low ELSE probe.client_id + 1 END,
+                       CASE WHEN probe.id > :beyond THEN middle.client_id ELSE high END
+                FROM search
+                CROSS JOIN LATERAL (SELECT (low + high) / 2 AS client_id) AS middle
+                CROSS JOIN LATERAL (
+                    SELECT id, client_id FROM message
+                    WHERE mailing_id = {mailing_id} AND client_id >= middle.client_id ORDER BY client_id LIMIT 1
+                ) AS probe
+                WHERE low < high
+            )
+            SELECT low FROM search WHERE low >= high
+        )
+    )
+"""
+
+
 class _Place(NamedTuple):
     """Where in the list, which goes by id: beyond the id that is given, if any, in this direction."""
 
     has_beginning: bool
     backwards: bool
 
-    def select(self, ids: sa.Select[int], column: _Column) -> sa.Select[int]:
-        """Return the first of these ids from here on."""
+    @property
+    def beyond(self) -> str:
+        """The condition on the id, to be added to others."""
+        if not self.has_beginning:
+            return ""
+        return "AND id < :beyond" if self.backwards else "AND id > :beyond"
+
+    def order_by(self, column: str) -> str:
+        """Return the order of the list, by a column that rises with the ids."""
+        return f"ORDER BY {column} {'DESC' if self.backwards else 'ASC'}"
+
+    def walk(self, mailing_id: str, condition: str, limit: str = ":limit") -> str:
+        """Return the first messages of a mailing from here on that meet a condition."""
+        from_here = ""
         if self.has_beginning:
-            beyond: sa.BindParameter[int] = sa.bindparam("beyond")
-            ids = ids.where(column < beyond if self.backwards else column > beyond)
-        return ids.order_by(column.desc() if self.backwards else column).limit(sa.bindparam("limit"))
+            from_here = f"AND client_id {'<=' if self.backwards else '>='} {_POSITION.format(mailing_id=mailing_id)}"
+        return f"""
+            SELECT id, client_id, status FROM message
+            WHERE mailing_id = {mailing_id} AND {condition} {from_here} {self.beyond}
+            {self.order_by("client_id")} LIMIT {limit}
+        """
+
+    def walk_all(self, limit: str = ":limit") -> str:
+        """Return the first messages of all mailings from here on."""
+        return f"""
+            SELECT id, status FROM message
+            WHERE mailing_id NOT IN (SELECT id FROM mailing WHERE deleted_at IS NOT NULL) {self.beyond}
+            {self.order_by("id")} LIMIT {limit}
+        """
+
+
+def _first_of_mailings(source: str, place: _Place, *, of_mailing: bool) -> str:
+    """The first ids of every mailing that has any of the status (the counters tell), then the first of all these."""
+    of_this = "AND mailing_id = :mailing_id" if of_mailing else ""
+    return f"""
+        WITH pair AS MATERIALIZED (
+            SELECT mailing_id, sum(amount) FILTER (WHERE status = :status) AS amount, sum(amount) AS total
+            FROM status_count JOIN mailing ON mailing.id = mailing_id
+            WHERE deleted_at IS NULL {of_this}
+            GROUP BY mailing_id HAVING sum(amount) FILTER (WHERE status = :status) > 0
+        )
+        SELECT first.id FROM pair CROSS JOIN LATERAL ({source}) AS first {place.order_by("first.id")} LIMIT :limit
+    """
+
+
+def _waiting_ids(place: _Place) -> str:
+    """Few are read and sorted, all of them; many are come across on the way through the mailing."""
+    # OFFSET 0 keeps the planner from walking all messages in the order of their ids instead.
+    return f"""
+        SELECT id FROM (
+            SELECT id FROM message
+            WHERE mailing_id = pair.mailing_id AND next_attempt_at IS NOT NULL AND 2 * pair.amount <= pair.total
+              {place.beyond} OFFSET 0
+        ) AS few
+        UNION ALL
+        SELECT id FROM (
+            {place.walk("pair.mailing_id", "status = :status AND 2 * pair.amount > pair.total")}
+        ) AS many
+        {place.order_by("id")} LIMIT :limit
+    """
+
+
+def _ids_on_the_wire(place: _Place, *, of_mailing: bool) -> str:
+    """The batches know them."""
+    of_this = "AND mailing_id = :mailing_id" if of_mailing else ""
+    return f"""
+        SELECT id FROM message
+        WHERE id = ANY(ARRAY(
+            SELECT unnest(message_ids) FROM batch JOIN mailing ON mailing.id = mailing_id
+            WHERE deleted_at IS NULL {of_this}
+        )) AND status = :status {place.beyond} {place.order_by("id")} LIMIT :limit
+    """
 
 
 def _ids_of_client(given: frozenset[str], place: _Place) -> sa.Select[int]:
@@ -122,38 +259,7 @@ def _ids_of_client(given: frozenset[str], place: _Place) -> sa.Select[int]:
     ids = sa.select(found.c.id)
     if "status" in given:
         ids = ids.where(found.c.status == sa.bindparam("status"))
-    return place.select(ids, found.c.id)
-
-
-def _ids_by_mailing_and_status(given: frozenset[str], place: _Place) -> sa.Select[int]:
-    """The first ids of every (mailing, status) that has any, each from the index made for it, then the first of all.
-
-    The counters tell where there are any, so that a rare status is found without walking a table of millions.
-    """
-    pairs = (
-        sa.select(StatusCount.mailing_id, StatusCount.status)
-        .join(Mailing, Mailing.id == StatusCount.mailing_id)
-        .where(Mailing.deleted_at.is_(None))
-        .group_by(StatusCount.mailing_id, StatusCount.status)
-        .having(sa.func.sum(StatusCount.amount) > 0)
-    )
-    if "mailing_id" in given:
-        pairs = pairs.where(StatusCount.mailing_id == sa.bindparam("mailing_id"))
-    if "status" in given:
-        pairs = pairs.where(StatusCount.status == sa.bindparam("status"))
-    pair = pairs.cte("pair")
-    of_pair = sa.select(Message.id).where(Message.mailing_id == pair.c.mailing_id, Message.status == pair.c.status)
-    if "reason" in given:
-        # The status once more, as a constant: only so does the planner see that the index of reasons fits.
-        of_pair = of_pair.where(
-            Message.last_error == sa.bindparam("reason"),
-            Message.status == sa.literal_column(f"'{MessageStatus.FAILED}'"),
-        )
-    first = place.select(of_pair, Message.id).lateral("first")
-    of_all_pairs = sa.select(first.c.id).select_from(pair.join(first, sa.true()))
-    return _Place(has_beginning=False, backwards=place.backwards).select(of_all_pairs, first.c.id)
-
-
-def _ids_of_all(place: _Place) -> sa.Select[int]:
-    deleted = sa.select(Mailing.id).where(Mailing.deleted_at.is_not(None))
-    return place.select(sa.select(Message.id).where(Message.mailing_id.not_in(deleted)), Message.id)
+    if place.has_beginning:
+        beyond: sa.BindParameter[int] = sa.bindparam("beyond")
+        ids = ids.where(found.c.id < beyond if place.backwards else found.c.id > beyond)
+    return ids.order_by(found.c.id.desc() if place.backwards else found.c.id).limit(sa.bindparam("limit"))

@@ -147,8 +147,8 @@ def upcoming(session: Session, until: datetime) -> list[Upcoming]:
 
 
 _REASONS = sa.text("""
-    SELECT coalesce(last_error, ''), count(*) FROM message
-    WHERE mailing_id = ANY(:ids) AND status = 'failed'
+    SELECT last_error, count(*) FROM message
+    WHERE mailing_id = ANY(:ids) AND status = 'failed' AND last_error IS NOT NULL
     GROUP BY 1 ORDER BY 2 DESC, 1
 """)
 
@@ -158,29 +158,30 @@ def failure_reasons(session: Session, mailing_ids: Sequence[int]) -> list[tuple[
     return [(reason, int(count)) for reason, count in session.execute(_REASONS, {"ids": list(mailing_ids)})][:REASONS]
 
 
-# All messages of small mailings; of large ones those next to evenly spaced ids, each found by a probe of the index.
+# All messages of small mailings; of large ones those at evenly spaced ids. Mailings written at the same time share a
+# range of ids: the fewer of them are the mailing's own, the closer the points, up to twenty times as many.
 _SENT = sa.text("""
     SELECT message.mailing_id, message.created_at, message.sent_at, client.timezone
     FROM (
         SELECT mailing_id, client_id, created_at, sent_at FROM message
         WHERE mailing_id = ANY(:small) AND status IN ('sent', 'delivered')
         UNION ALL
-        SELECT large.mailing_id, probe.client_id, probe.created_at, probe.sent_at
-        FROM unnest(CAST(:large AS bigint[])) AS large (mailing_id)
-        CROSS JOIN unnest(ARRAY['sent', 'delivered']) AS kind (status)
+        SELECT large.mailing_id, hit.client_id, hit.created_at, hit.sent_at
+        FROM unnest(CAST(:large AS bigint[]), CAST(:audiences AS bigint[])) AS large (mailing_id, audience)
         CROSS JOIN LATERAL (
-            SELECT (SELECT id FROM message WHERE mailing_id = large.mailing_id AND status = kind.status
-                    ORDER BY id LIMIT 1) AS low,
-                   (SELECT id FROM message WHERE mailing_id = large.mailing_id AND status = kind.status
-                    ORDER BY id DESC LIMIT 1) AS high
+            SELECT (SELECT id FROM message WHERE mailing_id = large.mailing_id ORDER BY client_id LIMIT 1) AS low,
+                   (SELECT id FROM message WHERE mailing_id = large.mailing_id ORDER BY client_id DESC LIMIT 1) AS high
         ) AS ids
         CROSS JOIN LATERAL (
-            SELECT DISTINCT low + (high - low) * step / :size AS id FROM generate_series(0, :size) AS step
+            SELECT least(:size * (high - low + 1) / audience, 20 * :size) AS steps
+        ) AS spacing
+        CROSS JOIN LATERAL (
+            SELECT DISTINCT low + (high - low) * step / steps AS id FROM generate_series(0, steps) AS step OFFSET 0
         ) AS point
         CROSS JOIN LATERAL (
             SELECT client_id, created_at, sent_at FROM message
-            WHERE mailing_id = large.mailing_id AND status = kind.status AND id >= point.id ORDER BY id LIMIT 1
-        ) AS probe
+            WHERE id = point.id AND mailing_id = large.mailing_id AND status IN ('sent', 'delivered') OFFSET 0
+        ) AS hit
     ) AS message
     LEFT JOIN client ON message.mailing_id = ANY(:windowed) AND client.id = message.client_id
     WHERE message.sent_at >= :start AND message.sent_at < :end
@@ -204,6 +205,7 @@ def promptness(
         {
             "small": [mailing_id for mailing_id in sending if mailing_id not in large],
             "large": large,
+            "audiences": [sending[mailing_id].audience for mailing_id in large],
             "windowed": [mailing.id for mailing in sending.values() if mailing.window is not None],
             "size": size,
             "start": start,

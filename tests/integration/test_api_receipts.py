@@ -17,9 +17,7 @@ PENDING, SENDING, SENT, DELIVERED, FAILED, EXPIRED, CANCELLED = MessageStatus
 
 
 def _message(session: Session, status: MessageStatus, attempts: int = 1) -> Message:
-    return make_message(
-        session, make_mailing(session), make_client(session), status=status, attempts=attempts, last_error=None
-    )
+    return make_message(session, make_mailing(session), make_client(session), status=status, attempts=attempts)
 
 
 def test_a_sent_message_is_delivered(api: Api, api_session: Session) -> None:

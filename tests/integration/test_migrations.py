@@ -1,0 +1,121 @@
+"""Migrations on a database that is in use: rows written by the release before."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import flask_migrate
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from flask import Flask
+
+from db.engine import make_engine
+from db.migrate import create_app
+from db.models import Base
+
+Indexes = set[str]
+
+OLD_INDEXES = {"ix_message_mailing_status", "ix_message_failed_reason"}
+NEW_INDEXES = {"ix_message_trouble", "ix_message_reason"}
+ROWS = """
+    INSERT INTO message (mailing_id, client_id, status, next_attempt_at, sent_at, last_error) VALUES
+    (1, 1, 'pending', now(), NULL, NULL), (1, 2, 'sent', NULL, now(), NULL), (1, 3, 'failed', NULL, NULL, 'http_400'),
+    (1, 4, 'failed', NULL, NULL, NULL), (1, 5, 'expired', NULL, NULL, NULL), (1, 6, 'cancelled', NULL, NULL, NULL)
+"""
+
+
+@pytest.fixture
+def empty_database_url(postgresql_url: sa.URL) -> Iterator[str]:
+    """A database without a table."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    server = sa.create_engine(postgresql_url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    with server.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+        yield postgresql_url.set(database=name).render_as_string(hide_password=False)
+        connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+def app(empty_database_url: str) -> Iterator[Flask]:
+    """What Flask-Migrate works in."""
+    made = create_app(empty_database_url)
+    with made.app_context():
+        yield made
+
+
+@pytest.fixture
+def engine(empty_database_url: str) -> Iterator[sa.Engine]:
+    """The same database, seen from beside it."""
+    made = make_engine(empty_database_url, "mailings tests")
+    yield made
+    made.dispose()
+
+
+def indexes(engine: sa.Engine) -> Indexes:
+    return {str(index["name"]) for index in sa.inspect(engine).get_indexes("message")}
+
+
+def rows(engine: sa.Engine) -> list[tuple[str, str | None]]:
+    with engine.connect() as connection:
+        found = connection.execute(sa.text("SELECT status, last_error FROM message ORDER BY client_id"))
+        return [(row[0], row[1]) for row in found]
+
+
+def counts(engine: sa.Engine) -> list[tuple[str, int]]:
+    with engine.connect() as connection:
+        found = connection.execute(sa.text("SELECT status, sum(amount) FROM status_count GROUP BY 1 ORDER BY 1"))
+        return [(row[0], int(row[1])) for row in found]
+
+
+@pytest.mark.usefixtures("app")
+def test_old_failures_get_a_reason_and_the_counters_stay(engine: sa.Engine) -> None:
+    flask_migrate.upgrade(revision="0003")
+    with engine.begin() as connection:
+        connection.execute(sa.text(ROWS))
+    before = counts(engine)
+
+    flask_migrate.upgrade(revision="0004")
+
+    assert rows(engine) == [
+        ("pending", None),
+        ("sent", None),
+        ("failed", "http_400"),
+        ("failed", "unknown"),
+        ("expired", "ended"),
+        ("cancelled", "cancelled"),
+    ]
+    assert counts(engine) == before
+    assert indexes(engine) & (OLD_INDEXES | NEW_INDEXES) == NEW_INDEXES
+    with pytest.raises(sa.exc.IntegrityError, match="trouble_has_reason"), engine.begin() as connection:
+        connection.execute(sa.text("UPDATE message SET last_error = NULL"))
+
+
+@pytest.mark.usefixtures("app")
+def test_the_way_back_keeps_every_message(engine: sa.Engine) -> None:
+    flask_migrate.upgrade(revision="0004")
+    with engine.begin() as connection:
+        connection.execute(sa.text("INSERT INTO message (mailing_id, client_id, status, last_error)"
+                                   " VALUES (1, 1, 'failed', 'http_400')"))  # fmt: skip
+
+    flask_migrate.downgrade(revision="0003")
+
+    assert indexes(engine) & (OLD_INDEXES | NEW_INDEXES) == OLD_INDEXES
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE message SET last_error = NULL"))
+    assert rows(engine) == [("failed", None)]
+    flask_migrate.upgrade()
+    assert rows(engine) == [("failed", "unknown")]
+
+
+@pytest.mark.usefixtures("app")
+def test_the_migrations_make_what_the_models_declare(engine: sa.Engine) -> None:
+    flask_migrate.upgrade()
+
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_server_default": False})
+        differences = compare_metadata(context, Base.metadata)
+
+    assert [difference for difference in differences if "alembic_version" not in str(difference)] == []
