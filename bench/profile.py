@@ -125,7 +125,6 @@ class Samples:
             "raw",
             "--full-filenames",
             "--nonblocking",
-            "--nonblocking",
             "--rate",
             str(SAMPLES_PER_SECOND),
             "--duration",
