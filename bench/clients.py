@@ -11,16 +11,13 @@ from collections.abc import Iterator
 from bench.figures import Figure, format_number
 from bench.gateways import Gateway, NginxGateway
 from bench.load import send_like_us
-from bench.machinery import PYTHON, ROOT, Bench, MeasurementError
+from bench.machinery import PYTHON, ROOT, Bench, MeasurementError, default_concurrency
 
 SECTION = "clients"
 TITLE = "HTTP clients alone, one process each"
 IN_FLIGHT = 64
-# Ours as it is set up by default. It handles what happens within a few milliseconds together, so it needs more calls
-# in flight than a client that turns to each answer at once; against a gateway this fast it uses a quarter of them.
-OUR_IN_FLIGHT = 1000
 NAMES = {
-    "ours": f"sender/gateway.py, {OUR_IN_FLIGHT:,} places",
+    "ours": "sender/gateway.py",
     "pycurl": "pycurl, perform and select",
     "aiohttp": "aiohttp on uvloop",
     "urllib3": "urllib3, 64 threads",
@@ -90,7 +87,9 @@ def _measure(bench: Bench, way: Way, gateway: Gateway) -> Iterator[Figure]:
 
 def _call(gateway: Gateway, client: str, calls: int) -> tuple[float, str]:
     """Calls per second, and what else is to be said of them."""
-    in_flight = OUR_IN_FLIGHT if client == "ours" else IN_FLIGHT
+    # Ours handles what happens within a few milliseconds together, so it needs more calls in flight than a client that
+    # turns to each answer at once; it gets what it has by default, of which it does not use all with such a gateway.
+    in_flight = default_concurrency() if client == "ours" else IN_FLIGHT
     gateway.forget()
     finished = subprocess.run(
         [PYTHON, "-m", "bench.client_calls", client, gateway.url, str(calls), str(in_flight)],

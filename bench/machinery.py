@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session
 
 from bench import usage
 from bench.gateways import Authority, Gateway
+from common.settings import load
 from db.migrate import upgrade
 from db.models import MailingState, Scope
 from db.queries import api_keys, mailings
@@ -397,6 +398,11 @@ def forget_queues(url: str) -> None:
         for queue in (BATCHES_QUEUE, IMPORTS_QUEUE):
             for suffix in ("", ".DQ", ".XQ"):
                 connection.channel().queue_delete(f"{queue}{suffix}")
+
+
+def default_concurrency() -> int:
+    """The calls that one sending process may have in flight, unless told otherwise."""
+    return load().gateway_concurrency
 
 
 def _pids(processes: list[Process]) -> list[int]:

@@ -13,7 +13,7 @@ from bench import usage
 from bench.figures import Figure
 from bench.gateways import Gateway, NginxGateway, SimulatorGateway
 from bench.machinery import PYTHON, ROOT, Bench, Database, MeasurementError
-from bench.throughput import DEFAULT_CONCURRENCY, RATE_UNIT, SLOW_CONCURRENCY
+from bench.throughput import RATE_UNIT
 from tools.processes import Process, tail, wait_until
 
 SECTION = "references"
@@ -83,10 +83,9 @@ def _own_figure(reference: Reference, latency: int, outcome: Outcome) -> Figure:
 def _beside(bench: Bench, latency: int, rates: dict[Reference, float], how: str = "") -> Iterator[Figure]:
     """Our rate at this latency, beside each of the others'."""
     messages = bench.size(100_000, 20_000)
-    concurrency = SLOW_CONCURRENCY if latency >= 500 else DEFAULT_CONCURRENCY
     with (
         _gateway(bench, latency) as gateway,
-        bench.system(gateway, clients=messages, gateway_concurrency=concurrency) as system,
+        bench.system(gateway, clients=messages) as system,
     ):
         sending = system.send_mailing()
     for reference, rate in rates.items():

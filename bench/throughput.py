@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from bench.figures import Figure
 from bench.gateways import Gateway, NginxGateway, SimulatorGateway
 from bench.load import Load, send_like_us
-from bench.machinery import Bench, Sending
+from bench.machinery import Bench, Sending, default_concurrency
 
 SECTION = "throughput"
 TITLE = "Throughput of the whole system, two sending processes"
@@ -18,9 +18,7 @@ RATE_UNIT = "messages/s"
 # Enough for wrk to keep one nginx worker or one simulator busy; more connections made it no faster.
 CONNECTIONS = 64
 SENDING_PROCESSES = 2
-# At half a second it is the calls in flight that limit: the default of 1,000 a process allows 4,000 messages/s at most.
-SLOW_CONCURRENCY = 2000
-DEFAULT_CONCURRENCY = 1000
+SIMULATOR_PER_MILLISECOND = 40  # what it answers at most, with some latency
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +28,6 @@ class Scenario:
     name: str
     gateway: Callable[[], AbstractContextManager[Gateway]]
     connections: int = CONNECTIONS  # of wrk
-    concurrency: int = DEFAULT_CONCURRENCY  # of each sending process
     reference: str = "wrk"
 
 
@@ -52,12 +49,16 @@ def scenarios(bench: Bench) -> list[Scenario]:
         Scenario("0 ms, simulator", SimulatorGateway),
         Scenario("0 ms, simulator, TLS", lambda: SimulatorGateway(0, authority)),
     ]
-    for latency, concurrency in ((50, DEFAULT_CONCURRENCY), (500, SLOW_CONCURRENCY)):
+    for latency in (50, 500):
         for suffix, used in (("", None), (", TLS", authority)):
             gateway = functools.partial(SimulatorGateway, latency, used)
-            name, connections = f"{latency} ms{suffix}", SENDING_PROCESSES * concurrency
-            found.append(Scenario(name, gateway, connections, concurrency))
+            found.append(Scenario(f"{latency} ms{suffix}", gateway, _connections(latency)))
     return found
+
+
+def _connections(latency_ms: int) -> int:
+    """As many as we may have in flight, but no more than the simulator has work for: too many make wrk slower."""
+    return min(SENDING_PROCESSES * default_concurrency(), latency_ms * SIMULATOR_PER_MILLISECOND)
 
 
 def figures(name: str, sending: Sending, reference: float | None, reference_name: str) -> Iterator[Figure]:
@@ -89,7 +90,6 @@ def _measure(bench: Bench, scenario: Scenario) -> Iterator[Figure]:
             gateway,
             clients=messages,
             sending_processes=SENDING_PROCESSES,
-            gateway_concurrency=scenario.concurrency,
         ) as system:
             sending = system.send_mailing()
     yield from figures(scenario.name, sending, load.rate, f"{scenario.reference}, {scenario.connections} connections")
