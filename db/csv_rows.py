@@ -65,7 +65,7 @@ class Table:
         for number, row in enumerate(self._rows):
             if number >= MAX_ROWS:
                 raise UnreadableFileError(f"The file has more than {MAX_ROWS} rows: split it and import the parts.")
-            if any(cell and not cell.isspace() for cell in row.cells):
+            if any(map(str.strip, row.cells)):
                 yield row
 
 

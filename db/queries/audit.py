@@ -22,9 +22,10 @@ SYSTEM = "system"
 
 # Built once: every change writes an entry, and building the statement takes longer than running it. Of no values at all
 # there is NULL, not the JSON value null.
+_TABLE = Base.metadata.tables[AuditEntry.__tablename__]
 _values = JSONB(none_as_null=True)
 _ENTRY = (
-    sa.insert(Base.metadata.tables[AuditEntry.__tablename__])
+    sa.insert(_TABLE)
     .inline()
     .values(
         actor=sa.bindparam("actor"),
@@ -69,6 +70,31 @@ def record(
             "after": _plain(after),
         },
     )
+
+
+def entry_of(made: sa.CTE, kind: str) -> sa.CTE:
+    """`<kind>.create` about the rows that an INSERT returns, to be written by the same statement: a round trip saved.
+
+    The statement then takes the parameters of `entry_parameters`.
+    """
+    values: dict[str, sa.ColumnElement[Any]] = {
+        "actor": sa.bindparam("entry_actor", type_=sa.Text()),
+        "address": sa.bindparam("entry_address", type_=sa.Text()),
+        "action": sa.literal_column(f"'{kind}.create'", sa.Text()),
+        "subject": sa.literal_column(f"'{kind}:'", sa.Text()).concat(made.c.id),
+        "after": sa.bindparam("entry_after", type_=_values),
+    }
+    entry = sa.select(*values.values()).select_from(made)
+    return sa.insert(_TABLE).from_select(list(values), entry).cte("entry")
+
+
+def entry_parameters(session: Session, after: Mapping[str, Any]) -> dict[str, Any]:
+    """Who acts, and the values of the new row."""
+    return {
+        "entry_actor": session.info.get(_ACTOR, SYSTEM),
+        "entry_address": session.info.get(_ADDRESS),
+        "entry_after": _plain(after),
+    }
 
 
 def forget(session: Session, subject: str) -> None:

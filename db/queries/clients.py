@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from db import phones
 from db.models import ACTIVE_STATES, Client, Mailing, Message, MessageStatus
@@ -23,28 +23,24 @@ _PHONE_TAKEN = "a client with this phone exists already"
 
 # Built once: SQLAlchemy takes longer to build a statement than PostgreSQL to run it.
 _COLUMNS = ("phone", "operator_code", "tags", "timezone", "attributes", "opted_out_at", "created_at", "updated_at")
-_ADD = sa.select(Client).from_statement(
+_ADDED = (
     insert(Client)
     .values({name: sa.bindparam(name) for name in _COLUMNS})
     .on_conflict_do_nothing(index_elements=[Client.phone])
     .returning(Client)
+    .cte("added")
 )
+_ADD = sa.select(aliased(Client, _ADDED)).add_cte(audit.entry_of(_ADDED, "client"))
 _GET = sa.select(Client).where(Client.id == sa.bindparam("client_id"))
 
 
 def create(session: Session, values: Mapping[str, Any], now: datetime) -> Client:
     """Add a client; raise ConflictError when the phone is known, InvalidError when it tells no operator code."""
-    row = {
-        "opted_out_at": None,
-        **values,
-        "operator_code": _operator_code(values),
-        "created_at": now,
-        "updated_at": now,
-    }
-    client: Client | None = session.scalar(_ADD, {**row, "created_at": now, "updated_at": now})
+    row = {"opted_out_at": None, **values, "operator_code": _operator_code(values)}
+    row |= {"created_at": now, "updated_at": now, **audit.entry_parameters(session, values)}
+    client: Client | None = session.scalar(_ADD, row)
     if client is None:
         raise ConflictError(_PHONE_TAKEN, field="phone")
-    audit.record(session, "client.create", _subject(client.id), after=dict(values))
     return client
 
 

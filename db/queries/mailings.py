@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from db.models import Client, Mailing, MailingState, Message, MessageStatus
 from db.queries import audit
-from db.queries.notifications import notify_work
+from db.queries.notifications import notified_of_work, notify_work
 from db.refusals import ConflictError, InvalidError, MissingError
 
 _ENDED = (MailingState.COMPLETED, MailingState.CANCELLED)
@@ -35,12 +35,14 @@ _COLUMNS = (
     *("name", "text", "starts_at", "ends_at", "operator_codes", "tags", "window_from", "window_to", "state"),
     *("created_at", "updated_at", "idempotency_key", "idempotency_digest"),
 )
-_ADD = sa.select(Mailing).from_statement(
+_ADDED = (
     insert(Mailing)
     .values({name: sa.bindparam(name) for name in _COLUMNS})
     .on_conflict_do_nothing(index_elements=[Mailing.idempotency_key])
     .returning(Mailing)
+    .cte("added")
 )
+_ADD = sa.select(aliased(Mailing, _ADDED), notified_of_work()).add_cte(audit.entry_of(_ADDED, "mailing"))
 # To everyone, at any time.
 _ANYONE: Mapping[str, Any] = {"operator_codes": [], "tags": [], "window_from": None, "window_to": None}
 _GET = sa.select(Mailing).where(Mailing.id == sa.bindparam("mailing_id"), Mailing.deleted_at.is_(None))
@@ -61,12 +63,11 @@ def create(
         return first, False
     values = {"starts_at": now, "state": MailingState.SCHEDULED, **values}
     _check_times(values["starts_at"], values["ends_at"], now)
-    key = {"idempotency_key": idempotency_key, "idempotency_digest": digest}
-    mailing: Mailing | None = session.scalar(_ADD, {**_ANYONE, **values, **key, "created_at": now, "updated_at": now})
+    row = {**_ANYONE, **values, "created_at": now, "updated_at": now}
+    row |= {"idempotency_key": idempotency_key, "idempotency_digest": digest, **audit.entry_parameters(session, values)}
+    mailing: Mailing | None = session.scalar(_ADD, row)
     if mailing is None:  # Somebody else was faster with the same key, and has committed: the insert waited for that.
         return create(session, values, now, idempotency_key, digest)
-    audit.record(session, "mailing.create", _subject(mailing.id), after=values)
-    notify_work(session)
     return mailing, True
 
 

@@ -16,6 +16,11 @@ def notify_work(session: Session) -> None:
     session.execute(_NOTIFY, {"channel": WORK, "payload": ""})
 
 
+def notified_of_work() -> sa.ColumnElement[str]:
+    """The same as a column: for each row that a statement gives."""
+    return sa.func.pg_notify(sa.literal_column(f"'{WORK}'"), sa.literal_column("''"), type_=sa.Text())
+
+
 def notify_withdrawn(session: Session, client_id: int) -> None:
     """Tell the workers, at commit, that this client is not to be written to any more."""
     session.execute(_NOTIFY, {"channel": WITHDRAWN, "payload": str(client_id)})
