@@ -66,20 +66,11 @@ def page(
         after = None  # Ids begin at 1.
     values = {**wanted._asdict(), "beyond": after, "limit": limit, "near": NEAR}
     given = frozenset(name for name, value in values.items() if value is not None)
-    if _is_common(wanted):
+    if wanted.status in _WITHOUT_INDEX and wanted.client_id is None:
         rows = session.execute(_page_statement(given, wanted.status, backwards=backwards, near=True), values).all()
         if len(rows) == limit:
             return rows
     return session.execute(_page_statement(given, wanted.status, backwards=backwards, near=False), values).all()
-
-
-def _is_common(wanted: Filter) -> bool:
-    """Whether it is worth a try to look for this status among the next messages, whatever their status."""
-    if wanted.client_id is not None or wanted.status is None:
-        return False
-    if wanted.mailing_id is not None:
-        return wanted.status is MessageStatus.PENDING
-    return wanted.status in _WITHOUT_INDEX
 
 
 def get(session: Session, message_id: int) -> tuple[MessageRow, Sequence[Attempt]]:
@@ -123,7 +114,7 @@ def _ids(given: frozenset[str], status: MessageStatus | None, place: _Place, *, 
     if status is MessageStatus.SENDING:
         return _ids_on_the_wire(place, of_mailing=of_mailing)
     if status in _WITHOUT_INDEX:
-        source = place.walk("pair.mailing_id", "status = :status")
+        source = place.walk("pair.mailing_id", _OF_STATUS)
         if status is MessageStatus.PENDING:
             source = _waiting_ids(place)
     else:
@@ -136,13 +127,20 @@ def _ids(given: frozenset[str], status: MessageStatus | None, place: _Place, *, 
     return _first_of_mailings(source, place, of_mailing=of_mailing)
 
 
+# An expression, lest the planner believe statistics from before this status was common and read the whole table.
+_OF_STATUS = "status || '' = :status"
 _EXISTS = "EXISTS (SELECT FROM mailing WHERE id = :mailing_id AND deleted_at IS NULL)"
 
-# The client of the message with this id, or of the first one after it: some twenty probes of the unique key, as the
-# ids of a mailing rise with those of its clients.
+# The client of the message with this id (or the next number), else that of the first message after it: some twenty
+# probes of the unique key, as the ids of a mailing rise with those of its clients. (OFFSET 0: by the primary key,
+# whatever the planner thinks.)
 _POSITION = """
     coalesce(
-        (SELECT client_id FROM message WHERE id = :beyond AND mailing_id = {mailing_id}),
+        (
+            SELECT client_id + {next}
+            FROM (SELECT mailing_id, client_id FROM message WHERE id = :beyond OFFSET 0) AS this
+            WHERE mailing_id = {mailing_id}
+        ),
         (
             WITH RECURSIVE search (low, high) AS (
                 SELECT min(client_id), max(client_id) + 1 FROM message WHERE mailing_id = {mailing_id}
@@ -184,10 +182,11 @@ class _Place(NamedTuple):
         """Return the first messages of a mailing from here on that meet a condition."""
         from_here = ""
         if self.has_beginning:
-            from_here = f"AND client_id {'<=' if self.backwards else '>='} {_POSITION.format(mailing_id=mailing_id)}"
+            position = _POSITION.format(mailing_id=mailing_id, next=0 if self.backwards else 1)
+            from_here = f"AND client_id {'<' if self.backwards else '>='} {position}"
         return f"""
             SELECT id, client_id, status FROM message
-            WHERE mailing_id = {mailing_id} AND {condition} {from_here} {self.beyond}
+            WHERE mailing_id = {mailing_id} AND {condition} {from_here}
             {self.order_by("client_id")} LIMIT {limit}
         """
 
@@ -225,7 +224,7 @@ def _waiting_ids(place: _Place) -> str:
         ) AS few
         UNION ALL
         SELECT id FROM (
-            {place.walk("pair.mailing_id", "status = :status AND 2 * pair.amount > pair.total")}
+            {place.walk("pair.mailing_id", f"{_OF_STATUS} AND 2 * pair.amount > pair.total")}
         ) AS many
         {place.order_by("id")} LIMIT :limit
     """

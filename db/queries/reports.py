@@ -179,9 +179,9 @@ _SENT = sa.text("""
             SELECT DISTINCT low + (high - low) * step / steps AS id FROM generate_series(0, steps) AS step OFFSET 0
         ) AS point
         CROSS JOIN LATERAL (
-            SELECT client_id, created_at, sent_at FROM message
-            WHERE id = point.id AND mailing_id = large.mailing_id AND status IN ('sent', 'delivered') OFFSET 0
+            SELECT mailing_id, client_id, status, created_at, sent_at FROM message WHERE id = point.id OFFSET 0
         ) AS hit
+        WHERE hit.mailing_id = large.mailing_id AND hit.status IN ('sent', 'delivered')
     ) AS message
     LEFT JOIN client ON message.mailing_id = ANY(:windowed) AND client.id = message.client_id
     WHERE message.sent_at >= :start AND message.sent_at < :end

@@ -14,7 +14,7 @@ depends_on = None
 
 # A message is updated twice on its way to `sent`. The first time it leaves `ix_message_due`; the second changes nothing
 # that an index knows, and goes to the same page as long as that has room: rows are packed to this share of it.
-FILLFACTOR = 70
+FILLFACTOR = 60
 
 # Ours always say why; this mends what was written by hand.
 NAME_REASONS = """
