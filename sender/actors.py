@@ -72,8 +72,7 @@ class BatchSender:
         self._keeper.add(delivery)
         # No connection is held from here on: a slow gateway must not keep one.
         self._client.submit(delivery)
-        for result in settled:
-            delivery.put(result)
+        delivery.put(settled)
         delivery.done.wait()
         self._keeper.remove(delivery)
         log.info("batch_sent", batch_id=batch_id, mailing_id=batch.mailing_id, messages=delivery.size)

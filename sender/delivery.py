@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple, Protocol
@@ -64,8 +65,8 @@ Result = Called | Skipped | Settled
 class Sink(Protocol):
     """Where results go."""
 
-    def put(self, delivery: Delivery, result: Result) -> None:
-        """Take in the result of one message."""
+    def put(self, delivery: Delivery, results: Sequence[Result]) -> None:
+        """Take in the results of some messages of a delivery."""
 
 
 class Delivery:
@@ -127,29 +128,34 @@ class Delivery:
         """How many of its calls were not started yet."""
         return len(self._waiting)
 
-    def next_call(self, now: float) -> Call | None:
-        """The next call to start at this monotonic time, or None when none is left."""
+    def next_calls(self, most: int, now: float) -> list[Call]:
+        """The next calls to start at this monotonic time; fewer than asked for only when no more are left."""
         if self.is_over(now):
             self.return_rest()
-            return None
-        while self._waiting:
+            return []
+        calls: list[Call] = []
+        skipped: list[Result] = []
+        while self._waiting and len(calls) < most:
             call = self._waiting.popleft()
-            if call.recipient.client_id in self.withdrawn:
-                self.put(Skipped(call.recipient, Skip.WITHDRAWN))
+            if self.withdrawn and call.recipient.client_id in self.withdrawn:
+                skipped.append(Skipped(call.recipient, Skip.WITHDRAWN))
             elif self.terms.window is not None and not self._window_is_open(call.recipient, now):
-                self.put(Skipped(call.recipient, Skip.CLOSED))
+                skipped.append(Skipped(call.recipient, Skip.CLOSED))
             else:
-                return call
-        return None
+                calls.append(call)
+        self.put(skipped)
+        return calls
 
     def return_rest(self) -> None:
         """Report everything not yet called for as returned."""
-        while self._waiting:
-            self.put(Skipped(self._waiting.popleft().recipient, Skip.RETURNED))
+        returned = [Skipped(call.recipient, Skip.RETURNED) for call in self._waiting]
+        self._waiting.clear()
+        self.put(returned)
 
-    def put(self, result: Result) -> None:
-        """Pass on the result of one message."""
-        self._sink.put(self, result)
+    def put(self, results: Sequence[Result]) -> None:
+        """Pass on the results of some messages."""
+        if results:
+            self._sink.put(self, results)
 
     def note_recorded(self, count: int) -> None:
         """Take note that so many more results are in the database."""

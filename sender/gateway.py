@@ -19,13 +19,14 @@ import time
 from collections import Counter, defaultdict, deque
 from io import BytesIO
 from typing import Protocol
+from urllib.request import getproxies_environment
 
 import certifi
 import orjson
 import pycurl
 import structlog
 
-from sender.answers import Answer, Fault, Judgement, Verdict, judge
+from sender.answers import Answer, Fault, Verdict, judge
 from sender.delivery import Call, Called, Delivery
 from sender.limit import Limit
 
@@ -37,6 +38,7 @@ ROUND_SECONDS = 0.001  # The loop goes round no more often.
 # And begins so many calls in a round at most: a gateway that answers at once is then spoken to over few connections,
 # and a slow one still gets sixty thousand calls a second.
 STARTS_PER_ROUND = 64
+TURN = 16  # calls of one mailing before the next one's
 IDLE_SECONDS = 0.5  # Leases, ends and pauses are looked at this often even when nothing happens.
 # One mailing may use this share of the calls in flight, so that one whose calls all hang leaves room for the others.
 MAILING_SHARE = 0.8
@@ -78,6 +80,7 @@ _EPOLL_EVENTS = {
 }
 
 
+_FAILED = frozenset({Verdict.TROUBLE, Verdict.UNKNOWN})
 # What tells how long the gateway takes.
 _HEARD = frozenset({Verdict.ACCEPTED, Verdict.REFUSED, Verdict.DEFERRED})
 # Signs that it cannot take more connections.
@@ -89,8 +92,16 @@ class Pace(Protocol):
 
     demand: int  # how many calls wait for it; kept up to date by the caller
 
+    def take(self, most: int, now: float) -> int:
+        """Take the permission to start up to `most` calls at this monotonic time; how many were given."""
+        ...
+
+    def give_back(self, count: int, now: float) -> None:
+        """Return what was not used of it."""
+        ...
+
     def wait_seconds(self, now: float) -> float:
-        """Seconds until the next call may start at this monotonic time; 0.0 takes the permission."""
+        """Seconds until there may be more."""
         ...
 
 
@@ -117,7 +128,7 @@ class GatewayClient:
 
     def __init__(self, url: str, token: str | None, timeout_seconds: float, concurrency: int, pace: Pace) -> None:
         self._url = url.rstrip("/") + "/send/"
-        self._headers = ["Content-Type: application/json", "Accept: application/json", "Expect:"]
+        self._headers = ["Content-Type: application/json", "Accept: application/json"]
         if token:
             self._headers.append(f"Authorization: Bearer {token}")
         self._timeout_seconds = timeout_seconds
@@ -132,7 +143,6 @@ class GatewayClient:
         self._ring: deque[int] = deque()  # mailing ids, in turn
         self._deliveries: dict[int, deque[Delivery]] = {}
         self._failing: dict[int, tuple[float, float]] = {}  # mailing id: weighted share of failures, when last heard
-        self._permit = False  # a sending slot was taken from the pace and not used yet
         self._spare: list[_Slot] = []
         self._slots: dict[pycurl.Curl, _Slot] = {}
         self._draining = False
@@ -263,51 +273,61 @@ class GatewayClient:
     def _start_calls(self, now: float) -> float:
         """Start what may start now; seconds until it is worth looking again."""
         share = max(1, int(self._concurrency * MAILING_SHARE))
-        skipped = started = 0
         self._pace.demand = sum(delivery.waiting for queue in self._deliveries.values() for delivery in queue)
-        while self._ring and self._busy < self._limit.value and skipped < len(self._ring):
+        room = STARTS_PER_ROUND
+        skipped = 0
+        while skipped < len(self._ring) and (free := int(self._limit.value) - self._busy) > 0:
+            if not room:
+                return 0.0
             mailing_id = self._ring[0]
-            if self._busy_of[mailing_id] >= share:
+            turn = min(TURN, room, free, share - self._busy_of[mailing_id])
+            if turn <= 0:
                 self._ring.rotate(-1)
                 skipped += 1
                 continue
-            wait = 0.0 if self._permit else self._pace.wait_seconds(now)
-            if wait > 0:
-                return min(wait, IDLE_SECONDS)
-            self._permit = not self._start_next(mailing_id, now)  # Not used: kept for the next mailing's call.
+            granted = self._pace.take(turn, now)
+            if not granted:
+                return min(self._pace.wait_seconds(now), IDLE_SECONDS)
+            started = self._start_turn(mailing_id, granted, now)
+            self._pace.give_back(granted - started, now)
+            room -= started
             skipped = 0
-            started += 1
-            if started == STARTS_PER_ROUND:
-                return 0.0
         return IDLE_SECONDS
 
-    def _start_next(self, mailing_id: int, now: float) -> bool:
-        """Start the mailing's next call; False when it has none and has left the ring."""
+    def _start_turn(self, mailing_id: int, most: int, now: float) -> int:
+        """Start the mailing's next calls and let the next mailing have its turn; their number."""
         deliveries = self._deliveries[mailing_id]
-        while deliveries:
-            call = deliveries[0].next_call(now)
-            if call is not None:
-                self._start(deliveries[0], call, now)
-                self._ring.rotate(-1)
-                return True
-            deliveries.popleft()
-        del self._deliveries[mailing_id]
-        self._ring.remove(mailing_id)
-        return False
+        started = 0
+        while deliveries and started < most:
+            delivery = deliveries[0]
+            calls = delivery.next_calls(most - started, now)
+            self._start(delivery, calls, now)
+            started += len(calls)
+            if not delivery.waiting:
+                deliveries.popleft()
+        self._ring.popleft()
+        if deliveries:
+            self._ring.append(mailing_id)
+        else:
+            del self._deliveries[mailing_id]
+        return started
 
-    def _start(self, delivery: Delivery, call: Call, now: float) -> None:
-        slot = self._spare.pop() if self._spare else self._new_slot()
-        slot.call, slot.delivery = call, delivery
-        slot.body.seek(0)
-        slot.body.truncate()
-        message_id = call.recipient.message_id
-        handle = slot.handle
-        handle.setopt(pycurl.URL, f"{self._url}{message_id}")
-        handle.setopt(pycurl.POSTFIELDS, orjson.dumps({"id": message_id, "phone": call.phone, "text": call.text}))
-        self._hurry(slot, delivery.end_deadline - now)
-        self._busy += 1
-        self._busy_of[delivery.mailing_id] += 1
-        self._multi.add_handle(handle)
+    def _start(self, delivery: Delivery, calls: list[Call], now: float) -> None:
+        seconds_left = delivery.end_deadline - now
+        for call in calls:
+            slot = self._spare.pop() if self._spare else self._new_slot()
+            slot.call, slot.delivery = call, delivery
+            slot.body.seek(0)
+            slot.body.truncate()
+            handle = slot.handle
+            message_id = call.recipient.message_id
+            handle.setopt(pycurl.URL, f"{self._url}{message_id}")
+            handle.setopt(pycurl.POSTFIELDS, orjson.dumps({"id": message_id, "phone": call.phone, "text": call.text}))
+            if slot.hurried or seconds_left < CONNECT_TIMEOUT_SECONDS:
+                self._hurry(slot, seconds_left)
+            self._multi.add_handle(handle)
+        self._busy += len(calls)
+        self._busy_of[delivery.mailing_id] += len(calls)
 
     def _hurry(self, slot: _Slot, seconds_left: float) -> None:
         """Near the mailing's end, allow connecting no longer than until then: no request leaves after it."""
@@ -331,6 +351,8 @@ class GatewayClient:
         handle.setopt(pycurl.CONNECTTIMEOUT_MS, self._connect_timeout_ms())
         handle.setopt(pycurl.MAXFILESIZE, BODY_LIMIT_BYTES)
         handle.setopt(pycurl.TCP_KEEPALIVE, 1)
+        if not getproxies_environment():
+            handle.setopt(pycurl.PROXY, "")  # Or else libcurl looks for one in the environment for every call.
         handle.setopt(pycurl.USERAGENT, "mailings")
         handle.setopt(pycurl.CAINFO, ssl.get_default_verify_paths().cafile or certifi.where())
         slot = _Slot(handle)
@@ -338,17 +360,25 @@ class GatewayClient:
         return slot
 
     def _finish_calls(self) -> None:
-        now = time.monotonic()
-        while True:
+        finished: list[tuple[pycurl.Curl, int | None]] = []
+        queued = 1
+        while queued:
             queued, succeeded, failed = self._multi.info_read()
-            for handle in succeeded:
-                self._finish(self._slots[handle], None, now)
-            for handle, error, _ in failed:
-                self._finish(self._slots[handle], error, now)
-            if not queued:
-                return
+            finished += [(handle, None) for handle in succeeded]
+            finished += [(handle, error) for handle, error, _ in failed]
+        if not finished:
+            return
+        now = time.monotonic()
+        called: defaultdict[Delivery, list[Called]] = defaultdict(list)
+        for handle, error in finished:
+            delivery, result = self._finish(self._slots[handle], error)
+            called[delivery].append(result)
+        self._adapt([result for results in called.values() for result in results], now)
+        for delivery, results in called.items():
+            delivery.put(results)
+            self._watch(delivery.mailing_id, results, now)
 
-    def _finish(self, slot: _Slot, error: int | None, now: float) -> None:
+    def _finish(self, slot: _Slot, error: int | None) -> tuple[Delivery, Called]:
         call, delivery = slot.call, slot.delivery
         assert call is not None
         assert delivery is not None
@@ -356,26 +386,32 @@ class GatewayClient:
         self._multi.remove_handle(slot.handle)
         slot.call = slot.delivery = None
         self._spare.append(slot)
-        judgement = judge(answer)
-        delivery.put(Called(call.recipient, answer, judgement))
-        if judgement.reason in _OVERLOAD_REASONS:
-            self._limit.refused(now)
-        elif judgement.verdict in _HEARD or judgement.reason == Fault.TIMEOUT.value:
-            self._limit.answered(answer.milliseconds / 1000, now)
-        self._watch(delivery.mailing_id, judgement, now)
+        return delivery, Called(call.recipient, answer, judge(answer))
 
-    def _watch(self, mailing_id: int, judgement: Judgement, now: float) -> None:
+    def _adapt(self, called: list[Called], now: float) -> None:
+        """Let the number of calls in flight follow these answers."""
+        if any(result.judgement.reason in _OVERLOAD_REASONS for result in called):
+            self._limit.refused(now)
+        times = [
+            result.answer.milliseconds
+            for result in called
+            if result.judgement.verdict in _HEARD or result.answer.fault is Fault.TIMEOUT
+        ]
+        if times:
+            self._limit.answered(sum(times) / len(times) / 1000, now, len(times))
+
+    def _watch(self, mailing_id: int, called: list[Called], now: float) -> None:
         """Stop by itself when nothing works any more: the breaker needs a second, a thousand calls a blink."""
-        if judgement.verdict is Verdict.BLOCKED:
+        verdicts = [result.judgement.verdict for result in called]
+        if Verdict.BLOCKED in verdicts:
             self._trip()
             return
-        failed = judgement.verdict in (Verdict.TROUBLE, Verdict.UNKNOWN)
+        failed = sum(verdict in _FAILED for verdict in verdicts)
         ratio, _ = self._failing.get(mailing_id, (0.0, now))
-        self._failing[mailing_id] = (ratio + TRIP_WEIGHT * (failed - ratio), now)
-        if (
-            failed
-            and ratio > TRIP_RATIO
-            and all(share > TRIP_RATIO for share, heard in self._failing.values() if heard > now - TRIP_MEMORY_SECONDS)
+        ratio += (1 - (1 - TRIP_WEIGHT) ** len(verdicts)) * (failed / len(verdicts) - ratio)
+        self._failing[mailing_id] = (ratio, now)
+        if failed and all(
+            share > TRIP_RATIO for share, heard in self._failing.values() if heard > now - TRIP_MEMORY_SECONDS
         ):
             self._trip()
 

@@ -43,23 +43,30 @@ class Pacer:
         self._stopped = True
         self._wanted.set()
 
-    def wait_seconds(self, now: float) -> float:
-        """Seconds until the next call may start; 0.0 takes the permission."""
+    def take(self, most: int, now: float) -> int:
+        """Take the permission to start calls at this monotonic time; how many, up to `most`."""
         rate = self.rate
         if rate is None:
-            return 0.0
+            return most
         stale = now - max(STALE_SECONDS, 1.0 / rate)
         while self._slots and self._slots[0] < stale:
             self._slots.popleft()
         if len(self._slots) * 2 <= self._lease_size(rate) and len(self._slots) < self.demand:
             self._wanted.set()
-        if not self._slots:
-            return 0.5  # `wake` comes with the next lease
-        wait = self._slots[0] - now
-        if wait > 0:
-            return wait
-        self._slots.popleft()
-        return 0.0
+        taken = 0
+        while taken < most and self._slots and self._slots[0] <= now:
+            self._slots.popleft()
+            taken += 1
+        return taken
+
+    def give_back(self, count: int, now: float) -> None:
+        """Return permissions that were taken now and not used."""
+        if self.rate is not None:
+            self._slots.extendleft([now] * count)
+
+    def wait_seconds(self, now: float) -> float:
+        """Seconds until `take` may have something again; `wake` is called when there are new slots, too."""
+        return self._slots[0] - now if self._slots else 0.5
 
     @staticmethod
     def _lease_size(rate: float) -> int:

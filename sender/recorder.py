@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import TypeVar
 
 import structlog
@@ -27,6 +28,7 @@ from sender.outcomes import add_to_tally, after_answer, is_sent_at_once, outside
 
 log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
+_Group = list[tuple[Delivery, Sequence[Result]]]
 
 GROUP_SIZE = 1000
 # Groups are begun no more often than this, so that under load they are worth their commit.
@@ -68,7 +70,7 @@ class Recorder:
         self._clock = clock
         # Called after each commit with the number of calls recorded, by mailing.
         self.on_recorded: Callable[[Counter[int]], None] = lambda _calls: None
-        self._results: deque[tuple[Delivery, Result]] = deque()
+        self._results: deque[tuple[Delivery, Sequence[Result]]] = deque()
         self._wanted = threading.Event()
         self._giving_up = threading.Event()
         self._stopped = False
@@ -88,11 +90,10 @@ class Recorder:
         """Stop waiting for a database that is away."""
         self._giving_up.set()
 
-    def put(self, delivery: Delivery, result: Result) -> None:
-        """Take in a result; called for every message, so it only takes a lock when the writer sleeps."""
-        self._results.append((delivery, result))
-        if not self._wanted.is_set():
-            self._wanted.set()
+    def put(self, delivery: Delivery, results: Sequence[Result]) -> None:
+        """Take in results; they are written soon."""
+        self._results.append((delivery, results))
+        self._wanted.set()
 
     def _run(self) -> None:
         try:
@@ -109,11 +110,23 @@ class Recorder:
                 self._wanted.wait(IDLE_SECONDS)
                 continue
             began = time.monotonic()
-            self._write([self._results.popleft() for _ in range(min(len(self._results), GROUP_SIZE))])
+            self._write(self._next_group())
             time.sleep(max(0.0, began + GROUP_SECONDS - time.monotonic()))
 
-    def _write(self, group: Sequence[tuple[Delivery, Result]]) -> None:
-        results = Counter(delivery for delivery, _ in group)
+    def _next_group(self) -> _Group:
+        group: _Group = []
+        size = 0
+        while self._results and size < GROUP_SIZE:
+            group.append(self._results.popleft())
+            size += len(group[-1][1])
+        return group
+
+    def _write(self, group: _Group) -> None:
+        results: Counter[Delivery] = Counter()
+        calls: Counter[int] = Counter()
+        for delivery, part in group:
+            results[delivery] += len(part)
+            calls[delivery.mailing_id] += sum(isinstance(result, Called) for result in part)
         finished = [delivery for delivery, count in results.items() if delivery.recorded + count == delivery.size]
         sent, outcomes, tallies = self._sort(group)
 
@@ -126,36 +139,39 @@ class Recorder:
             until_committed(self._sessions, work, self._giving_up)
         except (GivenUpError, SQLAlchemyError):
             # Not the database's absence but something in these rows: the leases run out and the sweep has them.
-            log.exception("results_lost", messages=len(group))
+            log.exception("results_lost", messages=results.total())
             for delivery in results:
                 delivery.stop()
         for delivery, count in results.items():
             delivery.note_recorded(count)
-        self.on_recorded(Counter(delivery.mailing_id for delivery, result in group if isinstance(result, Called)))
+        self.on_recorded(calls)
 
-    def _sort(
-        self, group: Sequence[tuple[Delivery, Result]]
-    ) -> tuple[list[tuple[int, int]], list[tuple[int, Outcome]], dict[int, gateway.Tally]]:
+    def _sort(self, group: _Group) -> tuple[list[tuple[int, int]], list[tuple[int, Outcome]], dict[int, gateway.Tally]]:
         """The messages accepted at once, what to write of the others, and how the gateway answered, by mailing."""
         sent: list[tuple[int, int]] = []
         outcomes: list[tuple[int, Outcome]] = []
         tallies: dict[int, gateway.Tally] = {}
         now = self._clock.now()
-        for delivery, result in group:
-            if isinstance(result, Called):
-                tally = tallies.get(delivery.mailing_id) or tallies.setdefault(delivery.mailing_id, gateway.Tally())
-                add_to_tally(tally, result.judgement)
-                tally.time(result.answer.milliseconds)
-                if is_sent_at_once(result.recipient, result.judgement):
-                    sent.append((delivery.batch_id, result.recipient.message_id))
-                    continue
-                outcome = after_answer(result.recipient, result.answer, result.judgement, delivery.terms, now)
-            elif isinstance(result, Settled):
-                outcome = result.outcome
-            elif result.skip is Skip.CLOSED:
-                outcome = outside_window(result.recipient, delivery.terms, now)
-            else:
-                # A withdrawn client's message goes back too: the next release reads what has become of the client.
-                outcome = taken_back(result.recipient, now)
-            outcomes.append((delivery.batch_id, outcome))
+        for delivery, results in group:
+            tally = tallies.setdefault(delivery.mailing_id, gateway.Tally())
+            for result in results:
+                if isinstance(result, Called):
+                    add_to_tally(tally, result.judgement)
+                    tally.time(result.answer.milliseconds)
+                    if is_sent_at_once(result.recipient, result.judgement):
+                        sent.append((delivery.batch_id, result.recipient.message_id))
+                        continue
+                outcomes.append((delivery.batch_id, _outcome(delivery, result, now)))
+        tallies = {mailing_id: tally for mailing_id, tally in tallies.items() if any(tally.timings)}
         return sent, outcomes, tallies
+
+
+def _outcome(delivery: Delivery, result: Result, now: datetime) -> Outcome:
+    if isinstance(result, Called):
+        return after_answer(result.recipient, result.answer, result.judgement, delivery.terms, now)
+    if isinstance(result, Settled):
+        return result.outcome
+    if result.skip is Skip.CLOSED:
+        return outside_window(result.recipient, delivery.terms, now)
+    # A withdrawn client's message goes back too: the next release reads what has become of the client.
+    return taken_back(result.recipient, now)

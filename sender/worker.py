@@ -31,7 +31,7 @@ from sender.recorder import Recorder
 log = structlog.get_logger(__name__)
 
 # Batches in hand at once, by thread: each waits for the gateway most of the time. See docs/decisions.md for the sizes.
-BATCH_THREADS = 8
+BATCH_THREADS = 6
 DATABASE_CONNECTIONS = 4
 # A process that is frozen inside a transaction must not hold up the others for longer. Nobody here ever waits for
 # anything but PostgreSQL inside one.
