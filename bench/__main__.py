@@ -18,7 +18,18 @@ from bench.figures import Figure, Run, cells, update_document, update_readme, wr
 from bench.machinery import ROOT, Bench
 
 # In the order of the document. Each module has SECTION, TITLE and run(bench).
-MODULES = ("throughput", "references", "clients", "scaling", "api", "api_while_sending", "imports", "profile")
+MODULES = (
+    "throughput",
+    "references",
+    "clients",
+    "scaling",
+    "api",
+    "api_while_sending",
+    "imports",
+    "growth",
+    "million",
+    "profile",
+)
 DOCUMENT = ROOT / "docs" / "performance.md"
 README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results"
