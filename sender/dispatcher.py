@@ -73,6 +73,7 @@ class Dispatcher:
         self._pace: float | None = None
         self._last_served: dict[int, int] = {}  # mailing id: the number of the turn in which it got its last batch
         self._turn = 0
+        self._was_idle = True  # no batch was under way in the last round of releasing
 
     def run(self, stopping: threading.Event) -> None:
         """Work until told to stop; then let a standby go on at once."""
@@ -180,6 +181,9 @@ class Dispatcher:
             room, size = self._room(processes.capacity(session))
             outstanding = batches.outstanding(session)
             due = set(audience.due(session)) if sum(outstanding.values()) < room else set()
+        if not outstanding and not self._was_idle:
+            self._housekeeping_wanted.set()  # The last batch is back: a mailing may be complete.
+        self._was_idle = not outstanding
         share = max(1, math.ceil(room * MAILING_SHARE))
         while due and sum(outstanding.values()) < room and not self._stopping.is_set():
             # The mailing with the fewest batches under way; among equals the one whose turn was longest ago.

@@ -27,9 +27,9 @@ class Limit:
     """The number of calls that may be in flight, `value`, from what became of those before.
 
     It doubles with every round of answers, so that no gateway meets a thousand connections at once, until answers take
-    longer; from there on it grows little by little, and then not at all. A gateway that cannot be connected to gets fewer: the additive
-    increase and multiplicative decrease of TCP (RFC 5681). So does one whose answers become really slow, unless fewer
-    calls turn out not to quicken them: then it does not queue, it is just slow, and needs many.
+    longer; from there on it grows little by little, and then not at all. A gateway that cannot be connected to gets
+    fewer: the additive increase and multiplicative decrease of TCP (RFC 5681). So does one whose answers become really
+    slow, unless fewer calls turn out not to quicken them: then it does not queue, it is just slow, and needs many.
     """
 
     def __init__(self, most: int, timeout_seconds: float) -> None:
