@@ -23,6 +23,7 @@ MODULES = (
     "references",
     "clients",
     "scaling",
+    "partitions",
     "api",
     "api_while_sending",
     "imports",
