@@ -15,7 +15,7 @@ SECTION = "growth"
 TITLE = "The cost of a message as mailings and history grow"
 OLD_MAILINGS = 1_000
 # What a message of history takes on disk with its indexes, and its WAL until a checkpoint; measured, rounded up.
-BYTES_PER_OLD_MESSAGE = 400
+BYTES_PER_OLD_MESSAGE = 250
 WAL_BYTES = 3 * 2**30
 # The mailings of history are looked at for this long before anything is measured beside them.
 IDLE_SECONDS = 5.0
