@@ -52,11 +52,16 @@ def _too_large(max_bytes: int) -> UploadError:
 
 
 def _pieces(request: Request, max_bytes: int) -> Iterator[bytes]:
+    received = 0
     try:
         while piece := request.stream.read(_READ_BYTES):
+            received += len(piece)
             yield piece
     except RequestEntityTooLarge:
         raise _too_large(max_bytes) from None
+    # To gunicorn a connection that was cut is the end of the body, whatever length was announced.
+    if request.content_length is not None and received < request.content_length:
+        raise UploadError(400, "the file broke off on the way")
 
 
 def _joined(pieces: Iterable[bytes]) -> Iterator[bytes]:
