@@ -1,7 +1,9 @@
 """What the API is compared with: Flask behind the same gunicorn, the same statements, and nothing else.
 
-No keys, no validation, no audit log, no metrics, no request log, no documentation: what is left is what the web server,
-the driver and the database take in any case. `python -m bench.bare_flask` serves it, on DATABASE_URL and API_PORT.
+No keys, no validation, no metrics, no request log, no documentation: what is left is what the web server, the driver
+and the database take in any case. A new row takes the same entry in the audit log and the same notification along, and
+reads are outside transactions, as in the API; only a key's look-up, once in two seconds, has no counterpart.
+`python -m bench.bare_flask` serves it, on DATABASE_URL and API_PORT.
 """
 
 from __future__ import annotations
@@ -31,18 +33,29 @@ _MESSAGE = (
     " sent_at, last_error"
 )
 
+_ENTRY = """
+    INSERT INTO audit_entry (actor, address, action, subject, after)
+    SELECT %(actor)s, %(address)s, '{kind}.create', '{kind}:' || added.id, %(after)s FROM added
+"""
 ADD_CLIENT = f"""
-    INSERT INTO client (phone, operator_code, tags, timezone, attributes, created_at, updated_at)
-    VALUES (%(phone)s, %(operator_code)s, %(tags)s, %(timezone)s, %(attributes)s, %(now)s, %(now)s)
-    ON CONFLICT (phone) DO NOTHING RETURNING {_CLIENT}
+    WITH added AS (
+        INSERT INTO client (phone, operator_code, tags, timezone, attributes, created_at, updated_at)
+        VALUES (%(phone)s, %(operator_code)s, %(tags)s, %(timezone)s, %(attributes)s, %(now)s, %(now)s)
+        ON CONFLICT (phone) DO NOTHING RETURNING {_CLIENT}
+    ), entry AS ({_ENTRY.format(kind="client")})
+    SELECT {_CLIENT} FROM added
 """
 GET_CLIENT = f"SELECT {_CLIENT} FROM client WHERE id = %(id)s"
 ADD_MAILING = f"""
-    INSERT INTO mailing (name, text, starts_at, ends_at, operator_codes, tags, state, created_at, updated_at)
-    VALUES (%(name)s, %(text)s, %(starts_at)s, %(ends_at)s, %(operator_codes)s, %(tags)s, %(state)s, %(now)s, %(now)s)
-    RETURNING {_MAILING}
+    WITH added AS (
+        INSERT INTO mailing (name, text, starts_at, ends_at, operator_codes, tags, state, created_at, updated_at)
+        VALUES (
+            %(name)s, %(text)s, %(starts_at)s, %(ends_at)s, %(operator_codes)s, %(tags)s, %(state)s, %(now)s, %(now)s
+        )
+        ON CONFLICT (idempotency_key) DO NOTHING RETURNING {_MAILING}
+    ), entry AS ({_ENTRY.format(kind="mailing")})
+    SELECT {_MAILING}, pg_notify('work', '') FROM added
 """
-WAKE = "SELECT pg_notify('work', '')"
 GET_MAILING = f"SELECT {_MAILING} FROM mailing WHERE id = %(id)s AND deleted_at IS NULL"
 COUNT_MAILINGS = "SELECT count(*) FROM mailing WHERE deleted_at IS NULL"
 LIST_MAILINGS = f"SELECT {_MAILING} FROM mailing WHERE deleted_at IS NULL ORDER BY id LIMIT 50 OFFSET 0"
@@ -73,20 +86,25 @@ MESSAGES = f"""
 
 Row = dict[str, Any]
 
+_NOT_SHOWN = frozenset({"operator_codes", "tags", "window_from", "window_to", "pg_notify"})
+
 
 class _Database:
-    """A pool, and the rows of statements in a transaction each request has to itself."""
+    """A pool, and a cursor for each request: a write has a transaction to itself, every read stands for itself."""
 
     def __init__(self, url: str) -> None:
         self._pool = ThreadedConnectionPool(THREADS, THREADS, url.replace("+psycopg2", ""))
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[Cursor]:
-        """A cursor; committed at the end."""
+    def cursor(self) -> Iterator[Cursor]:
+        """A cursor; what it wrote is committed at the end."""
         connection = self._pool.getconn()
+        connection.autocommit = request.method == "GET"
         try:
-            with connection, connection.cursor() as cursor:
+            # Not `with connection`: psycopg2 would open a transaction even with autocommit.
+            with connection.cursor() as cursor:
                 yield cursor
+            connection.commit()
         finally:
             self._pool.putconn(connection)
 
@@ -101,10 +119,12 @@ def _json(body: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(body, option=orjson.OPT_UTC_Z), status, mimetype="application/json")
 
 
+def _entry(values: Row) -> Row:
+    return {"actor": "key:1 bench", "address": request.remote_addr, "after": Json(values)}
+
+
 def _mailing(row: Row) -> Row:
-    kept = {
-        name: value for name, value in row.items() if name not in {"operator_codes", "tags", "window_from", "window_to"}
-    }
+    kept = {name: value for name, value in row.items() if name not in _NOT_SHOWN}
     return {**kept, "filter": {"operator_codes": row["operator_codes"], "tags": row["tags"]}, "send_window": None}
 
 
@@ -122,26 +142,27 @@ def create_app(given: Settings) -> Flask:
 
     def add_client() -> Response:
         values = orjson.loads(request.get_data())
+        entry = _entry(values)
         values = {"tags": [], "operator_code": values["phone"][2:5], "timezone": "Europe/Moscow", **values}
-        values |= {"attributes": Json(values.get("attributes", {})), "now": datetime.now(UTC)}
-        with database.transaction() as cursor:
+        values |= {"attributes": Json(values.get("attributes", {})), "now": datetime.now(UTC), **entry}
+        with database.cursor() as cursor:
             return _json(_rows(cursor, ADD_CLIENT, values)[0], 201)
 
     def get_client(client_id: int) -> Response:
-        with database.transaction() as cursor:
+        with database.cursor() as cursor:
             return _json(_rows(cursor, GET_CLIENT, {"id": client_id})[0])
 
     def add_mailing() -> Response:
         now = datetime.now(UTC)
         given = orjson.loads(request.get_data())
         values = {"starts_at": now, "state": "scheduled", "operator_codes": [], "tags": [], **given, "now": now}
-        with database.transaction() as cursor:
+        values |= {**given.get("filter", {}), **_entry(given)}
+        with database.cursor() as cursor:
             (row,) = _rows(cursor, ADD_MAILING, values)
-            cursor.execute(WAKE)
         return _json(_mailing(row), 201)
 
     def overall() -> Response:
-        with database.transaction() as cursor:
+        with database.cursor() as cursor:
             total = _rows(cursor, COUNT_MAILINGS)[0]["count"]
             mailings = _rows(cursor, LIST_MAILINGS)
             counts = _rows(cursor, COUNTS, {"ids": [row["id"] for row in mailings]})
@@ -159,7 +180,7 @@ def create_app(given: Settings) -> Flask:
 
     def detail(mailing_id: int) -> Response:
         place = {"id": mailing_id, **_place()}
-        with database.transaction() as cursor:
+        with database.cursor() as cursor:
             (mailing,) = _rows(cursor, GET_MAILING, place)
             by_status = _by_status(_rows(cursor, COUNTS, {"ids": [mailing_id]}))
             items = _rows(cursor, MESSAGES_OF_MAILING, place)
@@ -167,7 +188,7 @@ def create_app(given: Settings) -> Flask:
         return _json({"mailing": _mailing(mailing), **sums, "items": items, "next": items[-1]["id"]})
 
     def messages() -> Response:
-        with database.transaction() as cursor:
+        with database.cursor() as cursor:
             items = _rows(cursor, MESSAGES, _place())
         return _json({"items": items, "next": items[-1]["id"]})
 
