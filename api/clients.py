@@ -87,7 +87,7 @@ class ClientQuery(PageQuery):
     tag = FilledText(1, rules.TAG_LENGTH, metadata=about("Only those with this tag.", "vip"))
 
 
-def represent(client: Client) -> dict[str, Any]:
+def represent(client: Client | clients.ClientRow) -> dict[str, Any]:
     """A client as callers see it."""
     return {
         "id": client.id,

@@ -209,7 +209,7 @@ class IdempotencyHeader(Input):
     )
 
 
-def represent(mailing: Mailing) -> dict[str, Any]:
+def represent(mailing: Mailing | mailings.MailingRow) -> dict[str, Any]:
     """A mailing as callers see it."""
     window = None
     if mailing.window_from is not None and mailing.window_to is not None:

@@ -13,7 +13,7 @@ from common.serving import Server, shared_memory
 from common.settings import Settings
 
 # Python runs one thread of a process at a time, and every answer of PostgreSQL makes a thread ask for its turn again:
-# two processes of eight threads answer half as many requests, under load, as four of four.
+# two processes of eight threads answer half as many GETs of one row, under load, as four of four.
 THREADS = 4
 PROCESSES = min(2 * max(os.cpu_count() or 2, 2), 16)
 

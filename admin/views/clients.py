@@ -143,7 +143,9 @@ class Clients(Page):
 
         return csv_download("clients.csv", header, load, _export_cells)
 
-    def _form(self, client: Client | None, fields: dict[str, str], errors: dict[str, str] | None = None) -> Any:
+    def _form(
+        self, client: clients.ClientRow | None, fields: dict[str, str], errors: dict[str, str] | None = None
+    ) -> Any:
         page = self.render(
             "client_form.html",
             client=client,
@@ -181,7 +183,7 @@ def _blank() -> dict[str, str]:
     return {"phone": "", "operator_code": "", "tags": "", "timezone": zone, "attributes": ""}
 
 
-def _fields_of(client: Client) -> dict[str, str]:
+def _fields_of(client: clients.ClientRow) -> dict[str, str]:
     return {
         "phone": client.phone,
         "operator_code": client.operator_code,

@@ -9,10 +9,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from db import phones
-from db.models import ACTIVE_STATES, Client, Mailing, Message, MessageStatus
+from db.models import ACTIVE_STATES, Base, Client, Mailing, Message, MessageStatus
 from db.queries import audit
 from db.queries.notifications import notify_withdrawn
 from db.refusals import ConflictError, InvalidError, MissingError
@@ -21,32 +21,36 @@ CLIENT_DELETED = "client_deleted"
 OPTED_OUT = "opted_out"
 _PHONE_TAKEN = "a client with this phone exists already"
 
+# A row of `client` as it was read, for those who change nothing: an object of the session costs more.
+ClientRow = sa.Row[*tuple[Any, ...]]
+
 # Built once: SQLAlchemy takes longer to build a statement than PostgreSQL to run it.
+_TABLE = Base.metadata.tables[Client.__tablename__]
 _COLUMNS = ("phone", "operator_code", "tags", "timezone", "attributes", "opted_out_at", "created_at", "updated_at")
 _ADDED = (
-    insert(Client)
+    insert(_TABLE)
     .values({name: sa.bindparam(name) for name in _COLUMNS})
-    .on_conflict_do_nothing(index_elements=[Client.phone])
-    .returning(Client)
+    .on_conflict_do_nothing(index_elements=[_TABLE.c.phone])
+    .returning(*_TABLE.c)
     .cte("added")
 )
-_ADD = sa.select(aliased(Client, _ADDED)).add_cte(audit.entry_of(_ADDED, "client"))
-_GET = sa.select(Client).where(Client.id == sa.bindparam("client_id"))
+_ADD = sa.select(*_ADDED.c).add_cte(audit.entry_of(_ADDED, "client"))
+_GET = sa.select(_TABLE).where(_TABLE.c.id == sa.bindparam("client_id"))
 
 
-def create(session: Session, values: Mapping[str, Any], now: datetime) -> Client:
+def create(session: Session, values: Mapping[str, Any], now: datetime) -> ClientRow:
     """Add a client; raise ConflictError when the phone is known, InvalidError when it tells no operator code."""
     row = {"opted_out_at": None, **values, "operator_code": _operator_code(values)}
     row |= {"created_at": now, "updated_at": now, **audit.entry_parameters(session, values)}
-    client: Client | None = session.scalar(_ADD, row)
+    client = session.execute(_ADD, row).one_or_none()
     if client is None:
         raise ConflictError(_PHONE_TAKEN, field="phone")
     return client
 
 
-def get(session: Session, client_id: int) -> Client:
+def get(session: Session, client_id: int) -> ClientRow:
     """One client; raise MissingError."""
-    client = session.scalar(_GET, {"client_id": client_id})
+    client = session.execute(_GET, {"client_id": client_id}).one_or_none()
     if client is None:
         raise MissingError("no such client")
     return client

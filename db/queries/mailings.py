@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
-from db.models import Client, Mailing, MailingState, Message, MessageStatus
+from db.models import Base, Client, Mailing, MailingState, Message, MessageStatus
 from db.queries import audit
 from db.queries.notifications import notified_of_work, notify_work
 from db.refusals import ConflictError, InvalidError, MissingError
@@ -30,19 +30,23 @@ _ACTIONS = {
     "cancel": ((MailingState.DRAFT, MailingState.SCHEDULED, MailingState.RUNNING, MailingState.PAUSED), "cancelled"),
 }
 
+# A row of `mailing` as it was read, for those who change nothing: an object of the session costs more.
+MailingRow = sa.Row[*tuple[Any, ...]]
+
 # Built once: SQLAlchemy takes longer to build a statement than PostgreSQL to run it.
+_TABLE = Base.metadata.tables[Mailing.__tablename__]
 _COLUMNS = (
     *("name", "text", "starts_at", "ends_at", "operator_codes", "tags", "window_from", "window_to", "state"),
     *("created_at", "updated_at", "idempotency_key", "idempotency_digest"),
 )
 _ADDED = (
-    insert(Mailing)
+    insert(_TABLE)
     .values({name: sa.bindparam(name) for name in _COLUMNS})
-    .on_conflict_do_nothing(index_elements=[Mailing.idempotency_key])
-    .returning(Mailing)
+    .on_conflict_do_nothing(index_elements=[_TABLE.c.idempotency_key])
+    .returning(*_TABLE.c)
     .cte("added")
 )
-_ADD = sa.select(aliased(Mailing, _ADDED), notified_of_work()).add_cte(audit.entry_of(_ADDED, "mailing"))
+_ADD = sa.select(*_ADDED.c, notified_of_work()).add_cte(audit.entry_of(_ADDED, "mailing"))
 # To everyone, at any time.
 _ANYONE: Mapping[str, Any] = {"operator_codes": [], "tags": [], "window_from": None, "window_to": None}
 _GET = sa.select(Mailing).where(Mailing.id == sa.bindparam("mailing_id"), Mailing.deleted_at.is_(None))
@@ -54,7 +58,7 @@ def create(
     now: datetime,
     idempotency_key: str | None = None,
     digest: str | None = None,
-) -> tuple[Mailing, bool]:
+) -> tuple[MailingRow | Mailing, bool]:
     """Add a mailing, and whether it is new: the same key and digest give the mailing made first.
 
     Raise InvalidError for times that make no sense, ConflictError for a key that was used for something else.
@@ -65,7 +69,7 @@ def create(
     _check_times(values["starts_at"], values["ends_at"], now)
     row = {**_ANYONE, **values, "created_at": now, "updated_at": now}
     row |= {"idempotency_key": idempotency_key, "idempotency_digest": digest, **audit.entry_parameters(session, values)}
-    mailing: Mailing | None = session.scalar(_ADD, row)
+    mailing = session.execute(_ADD, row).one_or_none()
     if mailing is None:  # Somebody else was faster with the same key, and has committed: the insert waited for that.
         return create(session, values, now, idempotency_key, digest)
     return mailing, True
@@ -90,21 +94,21 @@ def get(session: Session, mailing_id: int) -> Mailing:
     return mailing
 
 
-def page(session: Session, state: MailingState | None, offset: int, limit: int) -> tuple[Sequence[Mailing], int]:
+def page(session: Session, state: MailingState | None, offset: int, limit: int) -> tuple[Sequence[MailingRow], int]:
     """A page in the order of creation, and how many mailings there are in this state."""
     counting, listing = _page_statements(of_one_state=state is not None)
     total = session.scalar(counting, {"state": state}) or 0
-    rows = session.scalars(listing, {"state": state, "offset": offset, "limit": limit})
+    rows = session.execute(listing, {"state": state, "offset": offset, "limit": limit})
     return rows.all(), total
 
 
 @functools.cache
-def _page_statements(*, of_one_state: bool) -> tuple[sa.Select[int], sa.Select[Mailing]]:
-    conditions: list[sa.ColumnElement[bool]] = [Mailing.deleted_at.is_(None)]
+def _page_statements(*, of_one_state: bool) -> tuple[sa.Select[int], sa.Select[*tuple[Any, ...]]]:
+    conditions: list[sa.ColumnElement[bool]] = [_TABLE.c.deleted_at.is_(None)]
     if of_one_state:
-        conditions.append(Mailing.state == sa.bindparam("state"))
-    counting = sa.select(sa.func.count()).select_from(Mailing).where(*conditions)
-    listing = sa.select(Mailing).where(*conditions).order_by(Mailing.id)
+        conditions.append(_TABLE.c.state == sa.bindparam("state"))
+    counting = sa.select(sa.func.count()).select_from(_TABLE).where(*conditions)
+    listing = sa.select(_TABLE).where(*conditions).order_by(_TABLE.c.id)
     return counting, listing.offset(sa.bindparam("offset")).limit(sa.bindparam("limit"))
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from db.models import Attempt, Client, Mailing, Message, MessageStatus
+from db.models import Attempt, Base, Client, Mailing, Message, MessageStatus
 from db.refusals import MissingError
 
 # A row of `message`, with the phone of its client (None when the client is gone).
@@ -31,23 +31,27 @@ class Filter(NamedTuple):
     reason: str | None = None  # of a failure: messages that failed for it
 
 
+# The tables, not the classes: rows are built faster without the ORM between.
+_MESSAGE, _CLIENT = Base.metadata.tables[Message.__tablename__], Base.metadata.tables[Client.__tablename__]
 _COLUMNS = (
-    Message.id,
-    Message.mailing_id,
-    Message.client_id,
-    Client.phone,
-    Message.status,
-    Message.attempts,
-    Message.created_at,
-    Message.next_attempt_at,
-    Message.sent_at,
-    Message.last_error,
+    _MESSAGE.c.id,
+    _MESSAGE.c.mailing_id,
+    _MESSAGE.c.client_id,
+    _CLIENT.c.phone,
+    _MESSAGE.c.status,
+    _MESSAGE.c.attempts,
+    _MESSAGE.c.created_at,
+    _MESSAGE.c.next_attempt_at,
+    _MESSAGE.c.sent_at,
+    _MESSAGE.c.last_error,
 )
+FIELDS = tuple(column.name for column in _COLUMNS)
 _GET = (
     sa.select(*_COLUMNS)
-    .join(Mailing, Mailing.id == Message.mailing_id)
-    .join(Client, Client.id == Message.client_id, isouter=True)
-    .where(Message.id == sa.bindparam("message_id"), Mailing.deleted_at.is_(None))
+    .select_from(_MESSAGE)
+    .join(Mailing, Mailing.id == _MESSAGE.c.mailing_id)
+    .join(_CLIENT, _CLIENT.c.id == _MESSAGE.c.client_id, isouter=True)
+    .where(_MESSAGE.c.id == sa.bindparam("message_id"), Mailing.deleted_at.is_(None))
 )
 _HISTORY = sa.select(Attempt).where(Attempt.message_id == sa.bindparam("message_id")).order_by(Attempt.id)
 
@@ -91,15 +95,15 @@ def _page_statement(
     if "client_id" in given:
         ids = _ids_of_client(given, place)
     else:
-        ids = sa.text(_ids(given, status, place, near=near)).columns(Message.id)
+        ids = sa.text(_ids(given, status, place, near=near)).columns(_MESSAGE.c.id)
     # Materialised, so that the planner finds the ids first and then one row for each.
     found = ids.cte("page").prefix_with("MATERIALIZED")
     return (
         sa.select(*_COLUMNS)
         .select_from(found)
-        .join(Message, Message.id == found.c.id)
-        .join(Client, Client.id == Message.client_id, isouter=True)
-        .order_by(Message.id.desc() if backwards else Message.id)
+        .join(_MESSAGE, _MESSAGE.c.id == found.c.id)
+        .join(_CLIENT, _CLIENT.c.id == _MESSAGE.c.client_id, isouter=True)
+        .order_by(_MESSAGE.c.id.desc() if backwards else _MESSAGE.c.id)
     )
 
 

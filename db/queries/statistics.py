@@ -9,21 +9,23 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 
-from db.models import Mailing, MailingState, Message, MessageStatus, StatusCount
+from db.models import Base, Mailing, MailingState, Message, MessageStatus, StatusCount
 
 Counts = dict[str, int]
 
 # Built once: SQLAlchemy takes longer to build a statement than PostgreSQL to run it.
+_COUNT = Base.metadata.tables[StatusCount.__tablename__]
 _OF_MAILINGS = (
-    sa.select(StatusCount.mailing_id, StatusCount.status, sa.func.sum(StatusCount.amount))
-    .where(StatusCount.mailing_id == sa.any_(sa.bindparam("mailing_ids", type_=ARRAY(sa.BigInteger))))
-    .group_by(StatusCount.mailing_id, StatusCount.status)
+    sa.select(_COUNT.c.mailing_id, _COUNT.c.status, sa.func.sum(_COUNT.c.amount))
+    .where(_COUNT.c.mailing_id == sa.any_(sa.bindparam("mailing_ids", type_=ARRAY(sa.BigInteger))))
+    .group_by(_COUNT.c.mailing_id, _COUNT.c.status)
 )
 _TOTALS = (
-    sa.select(StatusCount.status, sa.func.sum(StatusCount.amount))
-    .join(Mailing, Mailing.id == StatusCount.mailing_id)
+    sa.select(_COUNT.c.status, sa.func.sum(_COUNT.c.amount))
+    .select_from(_COUNT)
+    .join(Mailing, Mailing.id == _COUNT.c.mailing_id)
     .where(Mailing.deleted_at.is_(None))
-    .group_by(StatusCount.status)
+    .group_by(_COUNT.c.status)
 )
 
 

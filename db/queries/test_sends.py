@@ -26,7 +26,7 @@ def create(session: Session, name: str, text: str, phone: str, default_timezone:
         number = phones.normalise(phone)
     except ValueError as error:
         raise InvalidError(str(error), field="phone") from None
-    client = session.scalar(sa.select(Client).where(Client.phone == number))
+    client: Client | clients.ClientRow | None = session.scalar(sa.select(Client).where(Client.phone == number))
     if client is None:
         values = {"phone": number, "tags": [TAG], "timezone": default_timezone, "attributes": {}}
         client = clients.create(session, values, now)
