@@ -19,6 +19,7 @@ BIGINT_MAX = 2**63 - 1
 _TIMESTAMP = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,9})?)?([Zz]|[+-][0-9]{2}:[0-9]{2})?\Z"
 )
+_NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
 _CLOCK = r"([01][0-9]|2[0-3]):[0-5][0-9]"
 
 
@@ -58,7 +59,7 @@ class Text(fields.String):
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **options: Any) -> str:
         text = super()._deserialize(value, attr, data, **options)
-        if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        if _NOT_STORABLE.search(text):
             raise ValidationError("may not hold NUL characters or lone surrogates")
         return text
 
