@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
@@ -53,6 +54,12 @@ def call_with_ours(url: str, calls: int, in_flight: int) -> None:
     class Unlimited:
         demand = 0
 
+        def take(self, most: int, now: float) -> int:  # noqa: ARG002
+            return most
+
+        def give_back(self, count: int, now: float) -> None:
+            pass
+
         def wait_seconds(self, now: float) -> float:  # noqa: ARG002
             return 0.0
 
@@ -63,13 +70,18 @@ def call_with_ours(url: str, calls: int, in_flight: int) -> None:
             self.good = 0
             self.ended = threading.Event()
             self._seen = 0
+            self._unfreed = 0
 
-        def put(self, delivery: Delivery, result: Result) -> None:
-            delivery.note_recorded(1)
-            self._seen += 1
-            self.good += isinstance(result, Called) and result.judgement.verdict is Verdict.ACCEPTED
-            if self._seen % group == 0 or self._seen == calls:
-                client.recorded(Counter({1: group if self._seen % group == 0 else self._seen % group}))
+        def put(self, delivery: Delivery, results: Sequence[Result]) -> None:
+            delivery.note_recorded(len(results))
+            self._seen += len(results)
+            self._unfreed += len(results)
+            self.good += sum(
+                isinstance(result, Called) and result.judgement.verdict is Verdict.ACCEPTED for result in results
+            )
+            if self._unfreed >= group or self._seen == calls:
+                client.recorded(Counter({1: self._unfreed}))
+                self._unfreed = 0
             if self._seen == calls:
                 self.ended.set()
 
