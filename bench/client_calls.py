@@ -14,8 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 
