@@ -183,7 +183,6 @@ class Dispatcher:
             due = set(audience.due(session)) if sum(outstanding.values()) < room else set()
         if not outstanding and not self._was_idle:
             self._housekeeping_wanted.set()  # The last batch is back: a mailing may be complete.
-        self._was_idle = not outstanding
         share = max(1, math.ceil(room * MAILING_SHARE))
         while due and sum(outstanding.values()) < room and not self._stopping.is_set():
             # The mailing with the fewest batches under way; among equals the one whose turn was longest ago.
@@ -193,6 +192,7 @@ class Dispatcher:
                 continue
             outstanding[mailing_id] = outstanding.get(mailing_id, 0) + 1
             released += 1
+        self._was_idle = not outstanding
         return released
 
     def _room(self, capacity: int) -> tuple[int, int]:
