@@ -61,7 +61,6 @@ class Served:
 
     name: str
     url: str
-    process: Process
 
 
 def endpoints(messages: int) -> list[Endpoint]:
@@ -135,7 +134,7 @@ def serve(bench: Bench, database: Database, module: str) -> Iterator[Served]:
     try:
         if not wait_until(lambda: _answers(url), START_SECONDS):
             raise StartError(f"{module} did not start; the end of its log:{tail(process.log)}")
-        yield Served(module, url, process)
+        yield Served(module, url)
     finally:
         process.stop(10.0)
 

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import ssl
 import subprocess
 import time
 from array import array
@@ -42,8 +41,6 @@ class Received:
 class Gateway(Protocol):
     """Somewhere to send to."""
 
-    name: str
-
     @property
     def url(self) -> str:
         """The value for GATEWAY_URL."""
@@ -72,7 +69,6 @@ class SimulatorGateway:
     """Our simulator with a fixed latency, plain or with TLS of its own."""
 
     def __init__(self, latency_ms: int = 0, authority: Authority | None = None) -> None:
-        self.name = f"simulator at {latency_ms} ms"
         self.environment: Mapping[str, str] = authority.environment if authority else {}
         faults = [{"kind": "latency", "milliseconds": latency_ms}] if latency_ms else []
         tls: dict[str, Any] = {"tls_cert": authority.certificate, "tls_key": authority.key} if authority else {}
@@ -119,7 +115,6 @@ class NginxGateway:
         resumption: bool = True,
     ) -> None:
         """Without `keep_alive` it closes the connection after each answer, without `resumption` it forgets sessions."""
-        self.name = "nginx" + (" TLS" if authority else "") + (" HTTP/2" if http2 else "")
         self._keep_alive_seconds = 600 if keep_alive else 0
         self._resumption = resumption
         self.environment: Mapping[str, str] = authority.environment if authority else {}
@@ -239,7 +234,3 @@ class Authority:
     def environment(self) -> dict[str, str]:
         """OpenSSL's own variable, which the sender heeds."""
         return {"SSL_CERT_FILE": str(self.certificate)}
-
-    def context(self) -> ssl.SSLContext:
-        """For clients of this process."""
-        return ssl.create_default_context(cafile=str(self.certificate))

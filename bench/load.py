@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from bench.gateways import MissingProgramError
 
@@ -15,9 +15,9 @@ _SCRIPT = """
 done = function(summary, latency)
   local errors = summary.errors
   io.write(string.format(
-    '\\n{"requests": %d, "microseconds": %d, "refused": %d, "socket_errors": %d, "p50": %f, "p99": %f, "max": %f}\\n',
+    '\\n{"requests": %d, "microseconds": %d, "refused": %d, "socket_errors": %d, "p50": %f, "p99": %f}\\n',
     summary.requests, summary.duration, errors.status, errors.connect + errors.read + errors.write + errors.timeout,
-    latency:percentile(50) / 1000, latency:percentile(99) / 1000, latency.max / 1000))
+    latency:percentile(50) / 1000, latency:percentile(99) / 1000))
 end
 """
 
@@ -32,7 +32,6 @@ class Load:
     socket_errors: int
     p50: float
     p99: float
-    longest: float
 
     @property
     def rate(self) -> float:
@@ -41,29 +40,27 @@ class Load:
 
 
 def wrk(
-    urls: str | Sequence[str],
+    url: str,
     *,
     connections: int,
     seconds: float,
-    threads: int = 1,
     method: str = "GET",
     body: str | None = None,
     headers: Mapping[str, str] | None = None,
     script: str = "",
 ) -> Load:
-    """Load the address, or several of one server in turn. `script` is Lua of the caller's, for bodies that vary.
+    """Load the address from one thread. `script` is Lua of the caller's, for bodies that vary.
 
     Raise MissingProgramError when wrk is not installed.
     """
     program = shutil.which("wrk")
     if program is None:
         raise MissingProgramError("wrk is not installed: tools/bootstrap load")
-    addresses = [urls] if isinstance(urls, str) else list(urls)
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
-        file.write(_request(method, body, headers or {}, addresses) + script + _SCRIPT)
+        file.write(_request(method, body, headers or {}) + script + _SCRIPT)
         file.flush()
-        command = [program, "-t", str(threads), "-c", str(connections), "-d", f"{max(1, round(seconds))}s"]
-        command += ["--timeout", "30s", "-s", file.name, addresses[0]]
+        command = [program, "-t", "1", "-c", str(connections), "-d", f"{max(1, round(seconds))}s"]
+        command += ["--timeout", "30s", "-s", file.name, url]
         finished = subprocess.run(command, check=True, capture_output=True, text=True, timeout=seconds + 60)
     found = json.loads(finished.stdout.strip().splitlines()[-1])
     return Load(
@@ -73,7 +70,6 @@ def wrk(
         socket_errors=found["socket_errors"],
         p50=found["p50"],
         p99=found["p99"],
-        longest=found["max"],
     )
 
 
@@ -84,15 +80,11 @@ def send_like_us(url: str, *, connections: int, seconds: float) -> Load:
     return wrk(f"{url}/send/1", connections=connections, seconds=seconds, method="POST", body=message, headers=headers)
 
 
-def _request(method: str, body: str | None, headers: Mapping[str, str], addresses: Sequence[str]) -> str:
+def _request(method: str, body: str | None, headers: Mapping[str, str]) -> str:
     lines = [f"wrk.method = {_lua(method)}"]
     lines += [f"wrk.headers[{_lua(name)}] = {_lua(value)}" for name, value in headers.items()]
     if body is not None:
         lines.append(f"wrk.body = {_lua(body)}")
-    if len(addresses) > 1:
-        paths = ", ".join(_lua("/" + address.split("/", 3)[3]) for address in addresses)
-        lines.append(f"local paths, turn = {{{paths}}}, 0")
-        lines.append("request = function() turn = turn % #paths + 1; return wrk.format(nil, paths[turn]) end")
     return "\n".join(lines) + "\n"
 
 
