@@ -12,7 +12,6 @@ import time
 from array import array
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 from simulator.client import Simulator
@@ -77,9 +76,7 @@ class SimulatorGateway:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._simulator.stop()
 
     @property
@@ -144,9 +141,7 @@ class NginxGateway:
             raise StartError(f"nginx did not start:{tail(self._directory / 'errors')}")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.stop()
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import pika
 import psycopg2
@@ -30,7 +31,7 @@ from db.models import MailingState, Scope
 from db.queries import api_keys, mailings
 from sender.broker import BATCHES_QUEUE, IMPORTS_QUEUE
 from tools.processes import Process, Running, StartError, family, free_port, tail, wait_until
-from tools.servers import PostgreSQL, RabbitMQ
+from tools.servers import PostgreSQL, RabbitMQ, Server
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
@@ -38,6 +39,8 @@ TEMPLATE = "migrated"
 API_KEY = "bench-key"
 START_SECONDS = 60.0
 POLL_SECONDS = 0.05
+
+_Server = TypeVar("_Server", bound=Server)
 
 
 class MeasurementError(Exception):
@@ -70,9 +73,6 @@ class Bench:
         self.quick = quick
         self.say = say
         self._stack = contextlib.ExitStack()
-        self._postgresql: PostgreSQL | None = None
-        self._rabbitmq: RabbitMQ | None = None
-        self._authority: Authority | None = None
 
     def __enter__(self) -> Self:
         # Not in /tmp, which may be memory: PostgreSQL's commits are to reach a disk.
@@ -82,41 +82,35 @@ class Bench:
         self._stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def size(self, full: int, quick: int) -> int:
         """One of two sizes, as the run is."""
         return quick if self.quick else full
 
-    @property
+    @functools.cached_property
     def postgresql(self) -> PostgreSQL:
         """A server with the settings of docker-compose.yml, fsync on, and a migrated database to copy."""
-        if self._postgresql is None:
-            server = PostgreSQL(self.directory)
-            self._stack.callback(server.remove)
-            self._postgresql = self._stack.enter_context(server)
-            server.execute(f"CREATE DATABASE {TEMPLATE}")
-            upgrade(server.url(TEMPLATE))
-        return self._postgresql
+        server = self._started(PostgreSQL(self.directory))
+        server.execute(f"CREATE DATABASE {TEMPLATE}")
+        upgrade(server.url(TEMPLATE))
+        return server
 
-    @property
+    @functools.cached_property
     def rabbitmq(self) -> RabbitMQ:
         """A server of our own."""
-        if self._rabbitmq is None:
-            server = RabbitMQ(self.directory)
-            self._stack.callback(server.remove)
-            self._rabbitmq = self._stack.enter_context(server)
-        return self._rabbitmq
+        return self._started(RabbitMQ(self.directory))
 
-    @property
+    @functools.cached_property
     def authority(self) -> Authority:
         """For gateways that speak TLS."""
-        if self._authority is None:
-            self._authority = Authority(self.directory / "authority")
-        return self._authority
+        return Authority(self.directory / "authority")
+
+    def _started(self, server: _Server) -> _Server:
+        self._stack.callback(server.remove)
+        self._stack.enter_context(server)
+        return server
 
     @contextlib.contextmanager
     def database(self) -> Iterator[Database]:
