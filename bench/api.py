@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import statistics
 from collections.abc import Iterator
 
@@ -13,7 +12,7 @@ import requests
 
 from bench.figures import Figure
 from bench.load import Load, wrk
-from bench.machinery import API_KEY, PYTHON, ROOT, START_SECONDS, Bench, Database, MeasurementError
+from bench.machinery import ENVIRONMENT, PYTHON, ROOT, START_SECONDS, Bench, Database, MeasurementError
 from db.models import Scope
 from db.queries import api_keys
 from tools.processes import Process, StartError, free_port, tail, wait_until
@@ -24,6 +23,7 @@ CONNECTIONS = 16
 ROUNDS = 3
 MAILINGS = 1000
 PAGE = 50
+API_KEY = "bench-key"
 HEADERS = {"Authorization": f"Bearer {API_KEY}", "Content-Type": "application/json"}
 
 MAILING = {
@@ -79,8 +79,8 @@ def endpoints(messages: int) -> list[Endpoint]:
 def run(bench: Bench) -> Iterator[Figure]:
     """Load each endpoint of ours and of the bare application in turns; the median of the rounds is given."""
     messages = bench.size(1_000_000, 100_000)
-    with bench.database() as database:
-        fill(database, messages, clients=bench.size(200_000, 20_000))
+    with bench.database(clients=bench.size(200_000, 20_000)) as database:
+        fill(database, messages)
         with serve(bench, database, "api") as ours, serve(bench, database, "bench.bare_flask") as bare:
             for endpoint in endpoints(messages):
                 bench.say(endpoint.name)
@@ -89,9 +89,8 @@ def run(bench: Bench) -> Iterator[Figure]:
                 database.execute("VACUUM mailing")
 
 
-def fill(database: Database, messages: int, clients: int) -> None:
-    """A directory, many mailings that are over, and in the first of them most of the messages."""
-    database.add_clients(clients)
+def fill(database: Database, messages: int) -> None:
+    """Many mailings that are over, and in the first of them most of the messages."""
     database.execute(
         "INSERT INTO mailing (name, text, starts_at, ends_at, state, started_at, materialised_at, finished_at)"
         " SELECT 'Sale ' || n, 'Hello', now() - interval '2 days', now() - interval '1 day', 'completed', now(), now(),"
@@ -106,19 +105,19 @@ def fill(database: Database, messages: int, clients: int) -> None:
     database.execute(insert, 1, 1, messages)
     database.execute(insert, 2, MAILINGS, 20)
     database.execute("VACUUM ANALYZE")
-    with database.session() as session:
-        api_keys.create(session, "bench", Scope.FULL, API_KEY)
 
 
 @contextlib.contextmanager
 def serve(bench: Bench, database: Database, module: str) -> Iterator[Served]:
-    """Run `python -m module` as the API is run in production."""
+    """Run `python -m module` as the API is run in production, for the holder of a key."""
+    with database.session() as session:
+        api_keys.create(session, "bench", Scope.FULL, API_KEY)
     port = free_port()
     process = Process(
         name=module,
         argv=[PYTHON, "-m", module],
         env={
-            "PATH": os.environ.get("PATH", os.defpath),
+            **ENVIRONMENT,
             "DATABASE_URL": database.url,
             "API_PORT": str(port),
             "LISTEN_ADDRESS": "127.0.0.1",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 
-from bench.api import MAILING, Endpoint, load
+from bench.api import MAILING, Endpoint, Served, load, serve
 from bench.figures import Figure
 from bench.gateways import SimulatorGateway
 from bench.load import Load
-from bench.machinery import Bench, MeasurementError, System
+from bench.machinery import Bench, MeasurementError
+from bench.system import System
+from db.models import MessageStatus
+from tools.processes import wait_until
 
 SECTION = "api_while_sending"
 TITLE = "The API while a sender runs at full speed, beside the same API when nothing is sent"
@@ -26,13 +28,18 @@ ENDPOINTS = (
 def run(bench: Bench) -> Iterator[Figure]:
     """Measure both endpoints at rest, then again while a mailing is on its way that outlasts the measurement."""
     messages = bench.size(400_000, 100_000)
-    with SimulatorGateway() as gateway, bench.system(gateway, clients=messages, api=True) as system:
-        idle = [_load(system, endpoint) for endpoint in ENDPOINTS]
-        mailing_id = system.database.add_mailing()
-        _wait_for_first(system, mailing_id)
-        busy = [_load(system, endpoint) for endpoint in ENDPOINTS]
-        left = _unsent(system, mailing_id)
-        if not left:
+    with (
+        SimulatorGateway() as gateway,
+        bench.database(messages) as database,
+        System(bench, database, gateway) as system,
+        serve(bench, database, "api") as api,
+    ):
+        idle = _load_all(api)
+        mailing_id = database.add_mailing()
+        if not wait_until(lambda: database.count(mailing_id, MessageStatus.SENT) > 0, 30):
+            raise MeasurementError("nothing was sent within 30 s")
+        busy = _load_all(api)
+        if not database.count(mailing_id, MessageStatus.PENDING, MessageStatus.SENDING):
             raise MeasurementError("the mailing ended before the measurement: more messages are needed")
         system.wait_for_end(mailing_id, 900.0)
     for endpoint, at_rest, under_load in zip(ENDPOINTS, idle, busy, strict=True):
@@ -48,25 +55,5 @@ def run(bench: Bench) -> Iterator[Figure]:
             )
 
 
-def _load(system: System, endpoint: Endpoint) -> Load:
-    return load(endpoint, system.api_url, SECONDS, CONNECTIONS)
-
-
-def _unsent(system: System, mailing_id: int) -> int:
-    return int(
-        system.database.scalar(
-            "SELECT coalesce(sum(amount), 0) FROM status_count"
-            " WHERE mailing_id = %s AND status IN ('pending', 'sending')",
-            mailing_id,
-        )
-    )
-
-
-def _wait_for_first(system: System, mailing_id: int) -> None:
-    give_up_at = time.monotonic() + 30
-    while not system.database.scalar(
-        "SELECT EXISTS (SELECT FROM status_count WHERE mailing_id = %s AND status = 'sent')", mailing_id
-    ):
-        if time.monotonic() > give_up_at:
-            raise MeasurementError("nothing was sent within 30 s")
-        time.sleep(0.05)
+def _load_all(api: Served) -> list[Load]:
+    return [load(endpoint, api.url, SECONDS, CONNECTIONS) for endpoint in ENDPOINTS]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 
 from bench.figures import Figure, format_number
 from bench.gateways import Gateway, NginxGateway
 from bench.load import send_like_us
-from bench.machinery import PYTHON, ROOT, Bench, MeasurementError, default_concurrency
+from bench.machinery import ENVIRONMENT, PYTHON, ROOT, Bench, MeasurementError
+from bench.system import default_concurrency
 
 SECTION = "clients"
 TITLE = "HTTP clients alone, one process each"
@@ -94,7 +94,7 @@ def _call(gateway: Gateway, client: str, calls: int) -> tuple[float, str]:
     finished = subprocess.run(
         [PYTHON, "-m", "bench.client_calls", client, gateway.url, str(calls), str(in_flight)],
         cwd=ROOT,
-        env={"PATH": os.environ.get("PATH", os.defpath), **gateway.environment},
+        env={**ENVIRONMENT, **gateway.environment},
         check=False,
         capture_output=True,
         text=True,

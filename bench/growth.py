@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 
 from bench.figures import Figure
 from bench.gateways import NginxGateway
-from bench.machinery import Bench, Database, MeasurementError, Sending, System
+from bench.machinery import Bench, Database, MeasurementError
+from bench.system import Sending, System
 
 SECTION = "growth"
 TITLE = "The cost of a message as mailings and history grow"
@@ -43,10 +44,9 @@ def run(bench: Bench) -> Iterator[Figure]:
     usual = bench.size(200_000, 20_000)
     ages = [bench.size(1_000_000, 100_000), bench.size(10_000_000, 1_000_000)]
     _check_space(bench, ages[-1])
-    with NginxGateway(bench.directory) as gateway, bench.database() as database:
-        database.add_clients(largest)
+    with NginxGateway(bench.directory) as gateway, bench.database(largest) as database:
         _mark(database, {"hundred": 100, "ten_thousand": 10_000, "usual": usual})
-        with bench.system(gateway, database=database) as system:
+        with System(bench, database, gateway) as system:
             idle = _idle_cpu(system)
             bench.say(f"idle: {sum(idle.values()):.1%} of a core")
             system.send_mailing(tags=["usual"])  # Warms up what production has warm.

@@ -12,7 +12,8 @@ import psycopg2
 from bench import usage
 from bench.figures import Figure
 from bench.gateways import SimulatorGateway
-from bench.machinery import Bench, Database, MeasurementError, System
+from bench.machinery import Bench, Database, MeasurementError
+from bench.system import System
 from db import phones
 from db.models import ImportState
 from db.queries import imports
@@ -31,19 +32,20 @@ def run(bench: Bench) -> Iterator[Figure]:
     rows = bench.size(1_000_000, 100_000)
     with (
         SimulatorGateway() as gateway,
-        bench.system(gateway, sending_processes=1) as system,
+        bench.database() as database,
+        System(bench, database, gateway, sending_processes=1) as system,
     ):
         importing_pid = _importing_pid(system)
-        _import(system, range(rows // 10))
+        _import(database, range(rows // 10))
         memory_before = usage.memory_mb(importing_pid)
-        system.database.execute("TRUNCATE client")
-        system.database.settle()
+        database.execute("TRUNCATE client")
+        database.settle()
         bench.say(f"importing {rows:,} rows")
         cpu = usage.cpu_seconds([importing_pid])
-        seconds, uploaded = _import(system, range(rows))
+        seconds, uploaded = _import(database, range(rows))
         cpu = usage.cpu_seconds([importing_pid]) - cpu
         memory = usage.memory_mb(importing_pid)
-        copied = _copy(system.database, rows)
+        copied = _copy(database, rows)
     yield Figure(
         SECTION,
         f"{rows:,} rows",
@@ -61,20 +63,20 @@ def run(bench: Bench) -> Iterator[Figure]:
     )
 
 
-def _import(system: System, numbers: range) -> tuple[float, float]:
+def _import(database: Database, numbers: range) -> tuple[float, float]:
     """Seconds from the commit of the job to its end, and those it took to store the file."""
     began = time.monotonic()
-    with system.database.session() as session:
+    with database.session() as session:
         import_id = imports.create(session, _blocks(numbers)).id
     stored = time.monotonic()
 
     def state() -> str:
-        return str(system.database.scalar("SELECT state FROM import_job WHERE id = %s", import_id))
+        return str(database.scalar("SELECT state FROM import_job WHERE id = %s", import_id))
 
     if not wait_until(lambda: state() in {ImportState.COMPLETED, ImportState.FAILED}, PATIENCE_SECONDS):
         raise MeasurementError(f"after {PATIENCE_SECONDS:.0f} s the import is {state()}")
     ended = time.monotonic()
-    created = system.database.scalar("SELECT created FROM import_job WHERE id = %s", import_id)
+    created = database.scalar("SELECT created FROM import_job WHERE id = %s", import_id)
     if created != len(numbers):
         raise MeasurementError(f"{created} of {len(numbers)} rows became clients")
     return ended - stored, stored - began

@@ -10,13 +10,14 @@ from zoneinfo import ZoneInfo
 from bench import usage
 from bench.figures import Figure
 from bench.gateways import Gateway, NginxGateway
-from bench.machinery import Bench, Database, MeasurementError, System
+from bench.machinery import Bench, Database, MeasurementError
+from bench.system import System
+from db.models import MessageStatus
 from db.queries import mailings
 from tools.processes import wait_until
 
 SECTION = "million"
 TITLE = "A mailing of a million"
-SENDING_PROCESSES = 2
 SILENT_SECONDS = 3.0
 TIMEZONE = "Europe/Moscow"  # of the clients
 
@@ -24,9 +25,8 @@ TIMEZONE = "Europe/Moscow"  # of the clients
 def run(bench: Bench) -> Iterator[Figure]:
     """Write one that must not be sent yet, to time the writing alone; then send one, paused in the middle."""
     clients = bench.size(1_000_000, 100_000)
-    with NginxGateway(bench.directory) as gateway, bench.database() as database:
-        database.add_clients(clients)
-        with bench.system(gateway, database=database, sending_processes=SENDING_PROCESSES) as system:
+    with NginxGateway(bench.directory) as gateway, bench.database(clients) as database:
+        with System(bench, database, gateway) as system:
             yield from _write_alone(system, clients)
             _clear(database)
             yield from _send(bench, system, gateway, clients)
@@ -51,7 +51,7 @@ def _write_alone(system: System, clients: int) -> Iterator[Figure]:
     with database.session() as session:
         mailings.control(session, mailing_id, "cancel", datetime.now(UTC))
     began = time.monotonic()
-    if not wait_until(lambda: _count(database, mailing_id, "cancelled") == clients, 120, 0.1):
+    if not wait_until(lambda: database.count(mailing_id, MessageStatus.CANCELLED) == clients, 120, 0.1):
         raise MeasurementError("the cancelled messages were not all settled")
     yield Figure(SECTION, "cancelled, every message accounted for", time.monotonic() - began, "s")
 
@@ -71,7 +71,7 @@ def _send(bench: Bench, system: System, gateway: Gateway, clients: int) -> Itera
     began = time.time()
     written = _wait_until_written(database, mailing_id)
     bench.say(f"written after {written:.1f} s")
-    if not wait_until(lambda: _count(database, mailing_id, "sent") >= clients * 0.4, 300, 0.05):
+    if not wait_until(lambda: database.count(mailing_id, MessageStatus.SENT) >= clients * 0.4, 300, 0.05):
         raise MeasurementError("two fifths were not sent in five minutes")
     with database.session() as session:
         mailings.control(session, mailing_id, "pause", datetime.now(UTC))
@@ -81,7 +81,7 @@ def _send(bench: Bench, system: System, gateway: Gateway, clients: int) -> Itera
     time.sleep(SILENT_SECONDS)
     if gateway.received().messages != at_pause.messages:
         raise MeasurementError("the gateway was called seconds after the pause")
-    waiting = _count(database, mailing_id, "pending")
+    waiting = database.count(mailing_id, MessageStatus.PENDING)
     with database.session() as session:
         mailings.control(session, mailing_id, "resume", datetime.now(UTC))
     resumed_at = time.time()
@@ -132,10 +132,3 @@ def _wait_until_written(database: Database, mailing_id: int) -> float:
     if not wait_until(lambda: database.scalar(written, mailing_id) is not None, 300, 0.1):
         raise MeasurementError("not all messages were written in five minutes")
     return float(database.scalar(written, mailing_id))
-
-
-def _count(database: Database, mailing_id: int, status: str) -> int:
-    total = database.scalar(
-        "SELECT coalesce(sum(amount), 0) FROM status_count WHERE mailing_id = %s AND status = %s", mailing_id, status
-    )
-    return int(total)

@@ -60,10 +60,9 @@ def run(bench: Bench) -> Iterator[Figure]:
 
 
 def _measure(bench: Bench, clients: int, *, partitioned: bool) -> dict[str, float]:
-    with bench.database() as database:
+    with bench.database(clients) as database:
         if partitioned:
             database.execute(PARTITIONED)
-        database.add_clients(clients)
         mailing_id = database.add_mailing()
         with database.session() as session:
             audience.start_due(session)

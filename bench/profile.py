@@ -15,7 +15,8 @@ from pathlib import Path
 
 from bench.figures import Figure
 from bench.gateways import MissingProgramError, NginxGateway
-from bench.machinery import Bench, MeasurementError, Sending
+from bench.machinery import Bench, MeasurementError
+from bench.system import Sending, System
 
 SECTION = "profile"
 TITLE = "Where a message's time goes"
@@ -68,7 +69,11 @@ OTHER = "everything else"
 def run(bench: Bench) -> Iterator[Figure]:
     """Sample one of two sending processes and the dispatcher while a mailing goes out at 0 ms."""
     messages = bench.size(200_000, 30_000)
-    with NginxGateway(bench.directory) as gateway, bench.system(gateway, clients=messages) as system:
+    with (
+        NginxGateway(bench.directory) as gateway,
+        bench.database(messages) as database,
+        System(bench, database, gateway) as system,
+    ):
         sampled = {
             "sender": Samples(bench.directory, system.sending_processes()[0].pid),
             "dispatcher": Samples(bench.directory, system.dispatchers[0].pid or 0),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,7 +11,8 @@ from contextlib import AbstractContextManager
 from bench import usage
 from bench.figures import Figure
 from bench.gateways import Gateway, NginxGateway, SimulatorGateway
-from bench.machinery import PYTHON, ROOT, Bench, Database, MeasurementError
+from bench.machinery import ENVIRONMENT, PYTHON, ROOT, Bench, Database, MeasurementError
+from bench.system import System
 from bench.throughput import RATE_UNIT
 from tools.processes import Process, tail, wait_until
 
@@ -85,7 +85,8 @@ def _beside(bench: Bench, latency: int, rates: dict[Reference, float], how: str 
     messages = bench.size(100_000, 20_000)
     with (
         _gateway(bench, latency) as gateway,
-        bench.system(gateway, clients=messages) as system,
+        bench.database(messages) as database,
+        System(bench, database, gateway) as system,
     ):
         sending = system.send_mailing()
     for reference, rate in rates.items():
@@ -96,7 +97,7 @@ def _measure(bench: Bench, reference: Reference, gateway: Gateway, messages: int
     gateway.forget()
     with bench.database() as database:
         environment = {
-            "PATH": os.environ.get("PATH", os.defpath),
+            **ENVIRONMENT,
             "DATABASE_URL": database.url,
             "AMQP_URL": bench.rabbitmq.url,
             "GATEWAY_URL": gateway.url,

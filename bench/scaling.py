@@ -7,7 +7,8 @@ from typing import Any
 
 from bench.figures import Figure
 from bench.gateways import Gateway, NginxGateway
-from bench.machinery import Bench, Sending
+from bench.machinery import Bench
+from bench.system import Sending, System
 from bench.throughput import RATE_UNIT
 
 SECTION = "scaling"
@@ -29,7 +30,10 @@ def run(bench: Bench) -> Iterator[Figure]:
 
 def _send(bench: Bench, gateway: Gateway, **options: Any) -> Sending:
     messages = bench.size(200_000, 20_000)
-    with bench.system(gateway, clients=messages, sending_processes=1, **options) as system:
+    with (
+        bench.database(messages) as database,
+        System(bench, database, gateway, sending_processes=1, **options) as system,
+    ):
         return system.send_mailing()
 
 

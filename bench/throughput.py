@@ -10,7 +10,8 @@ from contextlib import AbstractContextManager
 from bench.figures import Figure
 from bench.gateways import Gateway, NginxGateway, SimulatorGateway
 from bench.load import Load, send_like_us
-from bench.machinery import Bench, Sending, default_concurrency
+from bench.machinery import Bench
+from bench.system import Sending, System, default_concurrency
 
 SECTION = "throughput"
 TITLE = "Throughput of the whole system, two sending processes"
@@ -86,11 +87,10 @@ def _measure(bench: Bench, scenario: Scenario) -> Iterator[Figure]:
     with scenario.gateway() as gateway:
         load = best_load(bench, gateway, scenario.connections)
         bench.say(f"{scenario.name}: wrk reached {load.rate:,.0f}/s, p99 {load.p99:.1f} ms")
-        with bench.system(
-            gateway,
-            clients=messages,
-            sending_processes=SENDING_PROCESSES,
-        ) as system:
+        with (
+            bench.database(messages) as database,
+            System(bench, database, gateway, sending_processes=SENDING_PROCESSES) as system,
+        ):
             sending = system.send_mailing()
     yield from figures(scenario.name, sending, load.rate, f"{scenario.reference}, {scenario.connections} connections")
 

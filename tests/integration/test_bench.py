@@ -16,6 +16,7 @@ from bench.__main__ import measure
 from bench.figures import Figure, Run
 from bench.gateways import SimulatorGateway
 from bench.machinery import ROOT, Bench
+from bench.system import System
 
 MESSAGES = 700
 
@@ -27,7 +28,11 @@ class Tiny:
     TITLE = throughput.TITLE
 
     def run(self, bench: Bench) -> Iterator[Figure]:
-        with SimulatorGateway() as gateway, bench.system(gateway, clients=MESSAGES, sending_processes=1) as system:
+        with (
+            SimulatorGateway() as gateway,
+            bench.database(MESSAGES) as database,
+            System(bench, database, gateway, sending_processes=1) as system,
+        ):
             yield from throughput.figures("tiny", system.send_mailing(patience_seconds=60), None, "")
 
 
