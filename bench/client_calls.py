@@ -43,24 +43,15 @@ def check(status: int, body: bytes) -> None:
 
 def call_with_ours(url: str, calls: int, in_flight: int) -> None:
     """The sender's client as it is, with everything it does for a call: terms, judging, places in flight."""
+    from sqlalchemy.orm import sessionmaker
+
     from db.queries.batches import Recipient, TakenBatch
     from sender.answers import Verdict
     from sender.clock import DatabaseClock
     from sender.delivery import Call, Called, Delivery, Result
     from sender.gateway import GatewayClient
     from sender.outcomes import Terms
-
-    class Unlimited:
-        demand = 0
-
-        def take(self, most: int, now: float) -> int:  # noqa: ARG002
-            return most
-
-        def give_back(self, count: int, now: float) -> None:
-            pass
-
-        def wait_seconds(self, now: float) -> float:  # noqa: ARG002
-            return 0.0
+    from sender.pacer import Pacer
 
     class Sink:
         """Counts as the recorder does, and frees the places in groups as it does."""
@@ -85,7 +76,8 @@ def call_with_ours(url: str, calls: int, in_flight: int) -> None:
                 self.ended.set()
 
     group = in_flight // 5
-    client = GatewayClient(url, "bench", TIMEOUT_SECONDS, in_flight, Unlimited())
+    # A pacer that was told no rate sets no limit, and needs no database.
+    client = GatewayClient(url, "bench", TIMEOUT_SECONDS, in_flight, Pacer(sessionmaker()))
     sink = Sink()
     ends_at = datetime.now(UTC) + timedelta(hours=1)
     client.start()
@@ -236,7 +228,7 @@ CLIENTS: dict[str, Callable[[str, int, int], None]] = {
 
 # Imported before the clock starts.
 MODULES: dict[str, tuple[str, ...]] = {
-    "ours": ("certifi", "db.queries.batches", "sender.gateway"),
+    "ours": ("certifi", "db.queries.batches", "sender.gateway", "sender.pacer"),
     "pycurl": ("certifi", "pycurl"),
     "aiohttp": ("aiohttp", "uvloop"),
     "urllib3": ("urllib3",),
@@ -251,7 +243,7 @@ def main() -> None:
         importlib.import_module(module)
     began, spent = time.perf_counter(), time.process_time()
     CLIENTS[name](url, int(calls), int(in_flight))
-    print(json.dumps({"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - spent}))  # noqa: T201
+    print(json.dumps({"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - spent}))
 
 
 if __name__ == "__main__":

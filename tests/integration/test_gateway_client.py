@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.orm import sessionmaker
 
 from db.queries.batches import Recipient, Standing, TakenBatch
 from sender.answers import Verdict
@@ -22,23 +23,9 @@ from sender.delivery import Call, Called, Delivery, Result, Skip, Skipped
 from sender.gateway import GatewayClient
 from sender.limit import FIRST
 from sender.outcomes import Terms
+from sender.pacer import Pacer
 from simulator.client import Simulator
 from tools.processes import free_port
-
-
-class Unlimited:
-    """A pace that never asks to wait."""
-
-    demand = 0
-
-    def take(self, most: int, now: float) -> int:  # noqa: ARG002
-        return most
-
-    def give_back(self, count: int, now: float) -> None:
-        pass
-
-    def wait_seconds(self, now: float) -> float:  # noqa: ARG002
-        return 0.0
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +38,8 @@ def simulator() -> Iterator[Simulator]:
 def client_for(
     url: str, timeout: float = 1.0, concurrency: int = 50, token: str | None = "right"
 ) -> Iterator[GatewayClient]:
-    client = GatewayClient(url, token, timeout, concurrency, Unlimited())
+    # A pacer that was told no rate sets no limit, and needs no database.
+    client = GatewayClient(url, token, timeout, concurrency, Pacer(sessionmaker()))
     client.start()
     try:
         yield client
