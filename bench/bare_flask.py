@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 from flask import Flask, Response, request
-from psycopg2.extensions import cursor as Cursor  # noqa: N812  # It is a class.
+from psycopg2 import extensions
 from psycopg2.extras import Json
 from psycopg2.pool import ThreadedConnectionPool
 
@@ -96,7 +96,7 @@ class _Database:
         self._pool = ThreadedConnectionPool(THREADS, THREADS, url.replace("+psycopg2", ""))
 
     @contextlib.contextmanager
-    def cursor(self) -> Iterator[Cursor]:
+    def cursor(self) -> Iterator[extensions.cursor]:
         """A cursor; what it wrote is committed at the end."""
         connection = self._pool.getconn()
         connection.autocommit = request.method == "GET"
@@ -109,7 +109,7 @@ class _Database:
             self._pool.putconn(connection)
 
 
-def _rows(cursor: Cursor, statement: str, values: Mapping[str, Any] | None = None) -> list[Row]:
+def _rows(cursor: extensions.cursor, statement: str, values: Mapping[str, Any] | None = None) -> list[Row]:
     cursor.execute(statement, values)
     names = [column.name for column in cursor.description or ()]
     return [dict(zip(names, row, strict=True)) for row in cursor]
@@ -208,9 +208,12 @@ def _place() -> dict[str, int]:
 def main() -> None:
     """Serve until SIGTERM."""
     given = settings().require("database_url")
-    describe = lambda _status, reason, _message: ("text/plain", reason.encode())  # noqa: E731
     more = {"workers": PROCESSES, "threads": THREADS}
-    Server("bare", given.api_port, given, lambda: create_app(given), describe, more).run()
+    Server("bare", given.api_port, given, lambda: create_app(given), _describe_error, more).run()
+
+
+def _describe_error(_status: int, reason: str, _message: str) -> tuple[str, bytes]:
+    return "text/plain", reason.encode()
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def send_mailing(mailing_id: int) -> None:
             session.commit()
             message.saved_at = datetime.now(UTC)
             session.commit()
-            print(f"message {message.id} to client {client.id}: {message.status}")  # noqa: T201
+            print(f"message {message.id} to client {client.id}: {message.status}")
 
 
 def prepare(mailings: int, clients: int) -> None:
