@@ -35,7 +35,7 @@ from common.settings import Settings
 from db.engine import normalise_url
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 log = structlog.get_logger()
 
@@ -53,10 +53,20 @@ _HEADERS = (
 
 
 class _Application(Flask):
-    """Flask without coroutines: it would look for one behind every function that it calls, a dozen in a request."""
+    """Flask that spares every request what would come out the same each time."""
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """Return it as it is: Flask would look for a coroutine behind every function that it calls."""
         return func
+
+    def wsgi_app(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Add the headers that every answer has; here, as werkzeug would check each of these constants every time."""
+
+        def start(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
+            given = {name for name, _ in headers}
+            return start_response(status, [*headers, *(each for each in _HEADERS if each[0] not in given)], *more)
+
+        return super().wsgi_app(environ, start)
 
 
 class _Json(JSONProvider):
@@ -105,7 +115,6 @@ def create_app(settings: Settings, threads: int = 8) -> Flask:
     database.init_app(app)
     metrics.measure(app)
     _identify_requests(app)
-    app.wsgi_app = _with_headers(app.wsgi_app)  # type: ignore[assignment, method-assign]
     auth.protect(app)
     api = errors.Api(app)
     errors.register(app)
@@ -141,16 +150,3 @@ def _identify_requests(app: Flask) -> None:
         )
         structlog.contextvars.unbind_contextvars("request_id")
         return response
-
-
-def _with_headers(serve: WSGIApplication) -> WSGIApplication:
-    """Add the headers that every answer has; here, as werkzeug would check each of these constants every time."""
-
-    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        def start(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
-            given = {name for name, _ in headers}
-            return start_response(status, [*headers, *(each for each in _HEADERS if each[0] not in given)], *more)
-
-        return serve(environ, start)
-
-    return application

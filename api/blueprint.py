@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar, cast
 
 import flask_smorest
 import orjson
@@ -67,25 +67,25 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]
 
     def route(self, rule: str, **options: Any) -> Decorator:
         """Serve a view at this path."""
-        return super().route(rule, **options)  # type: ignore[no-any-return]
+        return cast("Decorator", super().route(rule, **options))
 
     def arguments(self, schema: type[Schema] | Schema, **options: Any) -> Decorator:
         """Hand what the caller sent, once loaded, to the view."""
         # Given the class, webargs would make the schema and all its fields anew for every request.
         made = schema() if isinstance(schema, type) else schema
-        return super().arguments(made, **options)  # type: ignore[no-any-return]
+        return cast("Decorator", super().arguments(made, **options))
 
     def response(self, status: int, schema: type[Schema] | Schema | None = None, **options: Any) -> Decorator:
         """Answer with this status; the schema documents the body."""
-        return super().response(status, schema, **options)  # type: ignore[no-any-return]
+        return cast("Decorator", super().response(status, schema, **options))
 
     def refuses(self, status: int, description: str) -> Decorator:
         """Document one error of this operation."""
-        return super().alt_response(status, schema=ErrorSchema, description=description)  # type: ignore[no-any-return]
+        return cast("Decorator", super().alt_response(status, schema=ErrorSchema, description=description))
 
     def doc(self, **options: Any) -> Decorator:
         """Add to the documentation as it is."""
-        return super().doc(**options)  # type: ignore[no-any-return]
+        return cast("Decorator", super().doc(**options))
 
 
 def _document_errors(doc: dict[str, Any], _doc_info: Mapping[str, Any], **_context: Any) -> dict[str, Any]:
