@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.orm import Session
 
-from db.engine import make_engine, normalise_url
+from db.engine import normalise_url
 from db.migrate import upgrade
 from db.models import Base
+from tests.databases import connected, fresh_database
 from tests.system import Servers, System
 from tools.servers import PostgreSQL
 
@@ -50,37 +50,39 @@ def postgresql_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.URL]
 @pytest.fixture(scope="session")
 def template_database(postgresql_url: sa.URL) -> Iterator[str]:
     """The name of a migrated, empty database to copy."""
-    name = f"template_{uuid.uuid4().hex[:12]}"
-    _administer(postgresql_url, f"CREATE DATABASE {name}")
-    upgrade(_url(postgresql_url, name))
-    yield name
-    _administer(postgresql_url, f"DROP DATABASE {name} WITH (FORCE)")
+    with fresh_database(postgresql_url) as url:
+        upgrade(url)
+        name = sa.make_url(url).database
+        assert name
+        yield name
 
 
 @pytest.fixture
 def database_url(postgresql_url: sa.URL, template_database: str) -> Iterator[str]:
     """An empty database that only this test sees."""
-    yield from _copy(postgresql_url, template_database)
+    with fresh_database(postgresql_url, template_database) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
 def shared_database_url(postgresql_url: sa.URL, template_database: str) -> Iterator[str]:
     """A database for tests that clean up by themselves and would be slowed by one each."""
-    yield from _copy(postgresql_url, template_database)
+    with fresh_database(postgresql_url, template_database) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
 def module_database_url(postgresql_url: sa.URL, template_database: str) -> Iterator[str]:
     """An empty database for the tests of one module."""
-    yield from _copy(postgresql_url, template_database)
+    with fresh_database(postgresql_url, template_database) as url:
+        yield url
 
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[sa.Engine]:
     """Connections to the test's database, enough for tests about races."""
-    made = make_engine(database_url, "mailings tests", pool_size=10)
-    yield made
-    made.dispose()
+    with connected(database_url) as made:
+        yield made
 
 
 @pytest.fixture
@@ -93,9 +95,15 @@ def session(engine: sa.Engine) -> Iterator[Session]:
 @pytest.fixture(scope="session")
 def shared_engine(shared_database_url: str) -> Iterator[sa.Engine]:
     """Connections to the shared database."""
-    made = make_engine(shared_database_url, "mailings tests", pool_size=10)
-    yield made
-    made.dispose()
+    with connected(shared_database_url) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def module_engine(module_database_url: str) -> Iterator[sa.Engine]:
+    """Connections to the module's database."""
+    with connected(module_database_url) as made:
+        yield made
 
 
 @pytest.fixture
@@ -128,20 +136,3 @@ def empty(engine: sa.Engine) -> None:
     with engine.begin() as connection:
         connection.execute(sa.text(f"TRUNCATE {tables} RESTART IDENTITY"))
         connection.execute(sa.text("UPDATE gateway SET state = 'closed', reason = NULL, pace = NULL, probe_at = NULL"))
-
-
-def _copy(server: sa.URL, template: str) -> Iterator[str]:
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    _administer(server, f"CREATE DATABASE {name} TEMPLATE {template}")
-    yield _url(server, name)
-    _administer(server, f"DROP DATABASE {name} WITH (FORCE)")
-
-
-def _url(server: sa.URL, database: str) -> str:
-    return server.set(database=database).render_as_string(hide_password=False)
-
-
-def _administer(server: sa.URL, statement: str) -> None:
-    engine = sa.create_engine(server, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
-    with engine.connect() as connection:
-        connection.execute(sa.text(statement))

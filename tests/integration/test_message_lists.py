@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,7 +12,6 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from db.engine import make_engine
 from db.models import Batch, MailingState, Message, MessageStatus
 from db.queries import audience, mailings, messages
 from db.queries.messages import Filter
@@ -24,27 +23,18 @@ CLIENTS = 40
 
 
 @pytest.fixture(scope="module")
-def module_engine(module_database_url: str) -> Iterator[sa.Engine]:
+def engine(module_engine: sa.Engine) -> sa.Engine:
     """A database that the tests of this module only read, but for those that roll back."""
-    made = make_engine(module_database_url, "mailings tests")
-    yield made
-    made.dispose()
-
-
-@pytest.fixture
-def session(module_engine: sa.Engine) -> Iterator[Session]:
-    """A session whose changes are forgotten."""
-    with Session(module_engine) as opened:
-        yield opened
+    return module_engine
 
 
 @pytest.fixture(scope="module")
-def rows(module_engine: sa.Engine) -> Sequence[Message]:
+def rows(engine: sa.Engine) -> Sequence[Message]:
     """Messages of every status, of mailings written at the same time, to clients with gaps between their numbers.
 
     Of the second mailing most wait, of the third few do; all of the fourth were delivered, and the fifth is deleted.
     """
-    with Session(module_engine, expire_on_commit=False) as session:
+    with Session(engine, expire_on_commit=False) as session:
         return _fill(session)
 
 

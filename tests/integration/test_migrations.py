@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 
 import flask_migrate
@@ -12,9 +11,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from flask import Flask
 
-from db.engine import make_engine
 from db.migrate import create_app
 from db.models import Base
+from tests.databases import fresh_database
 
 Indexes = set[str]
 
@@ -28,30 +27,18 @@ ROWS = """
 
 
 @pytest.fixture
-def empty_database_url(postgresql_url: sa.URL) -> Iterator[str]:
-    """A database without a table."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    server = sa.create_engine(postgresql_url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
-    with server.connect() as connection:
-        connection.execute(sa.text(f"CREATE DATABASE {name}"))
-        yield postgresql_url.set(database=name).render_as_string(hide_password=False)
-        connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+def database_url(postgresql_url: sa.URL) -> Iterator[str]:
+    """A database without a table; `engine` is connected to it, too."""
+    with fresh_database(postgresql_url) as url:
+        yield url
 
 
 @pytest.fixture
-def app(empty_database_url: str) -> Iterator[Flask]:
+def app(database_url: str) -> Iterator[Flask]:
     """What Flask-Migrate works in."""
-    made = create_app(empty_database_url)
+    made = create_app(database_url)
     with made.app_context():
         yield made
-
-
-@pytest.fixture
-def engine(empty_database_url: str) -> Iterator[sa.Engine]:
-    """The same database, seen from beside it."""
-    made = make_engine(empty_database_url, "mailings tests")
-    yield made
-    made.dispose()
 
 
 def indexes(engine: sa.Engine) -> Indexes:

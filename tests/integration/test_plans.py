@@ -9,7 +9,6 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from db.engine import make_engine
 from db.models import MailingState, MessageStatus
 from db.queries import clients, dashboard, mailings, messages, statistics
 from db.queries.messages import Filter
@@ -55,10 +54,9 @@ def rows_of(found: list[Plan], relation: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def filled(module_database_url: str) -> Iterator[sa.Engine]:
+def filled(module_engine: sa.Engine) -> sa.Engine:
     """A large mailing, many small ones, and a directory, with statistics for the planner."""
-    engine = make_engine(module_database_url, "mailings tests")
-    with engine.begin() as connection:
+    with module_engine.begin() as connection:
         connection.exec_driver_sql(
             "INSERT INTO client (phone, operator_code, tags, timezone)"
             " SELECT '+79' || lpad(n::text, 9, '0'), '9' || lpad(mod(n, 100)::text, 2, '0'),"
@@ -78,10 +76,9 @@ def filled(module_database_url: str) -> Iterator[sa.Engine]:
                 f" FROM generate_series({first}, {last}) AS mailing, generate_series(1, {count}) AS client"
                 " ORDER BY mailing, client"
             )
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with module_engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("VACUUM ANALYZE")
-    yield engine
-    engine.dispose()
+    return module_engine
 
 
 @pytest.fixture

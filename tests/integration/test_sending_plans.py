@@ -6,7 +6,6 @@ of a time with ten rows. Nothing may read a table of messages or clients from en
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -15,11 +14,11 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from db.engine import make_engine
 from db.models import Base, Mailing, MailingState, Message, MessageStatus
 from db.queries import audience, batches, failures, mailings, messages
 from db.queries.batches import Outcome
 from db.queries.messages import Filter
+from tests.databases import connected, fresh_database
 from tests.factories import make_mailing
 from tests.plans import Plan, plans_of
 
@@ -34,15 +33,9 @@ TROUBLE, REASON = "ix_message_trouble", "ix_message_reason"
 @pytest.fixture(scope="module", params=["analysed", "never analysed", "statistics of ten rows"])
 def engine(request: pytest.FixtureRequest, postgresql_url: sa.URL, template_database: str) -> Iterator[sa.Engine]:
     """A database with many small old mailings and a big one that was just written."""
-    name = f"plans_{uuid.uuid4().hex[:12]}"
-    server = sa.create_engine(postgresql_url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
-    with server.connect() as administration:
-        administration.execute(sa.text(f"CREATE DATABASE {name} TEMPLATE {template_database}"))
-        made = make_engine(postgresql_url.set(database=name).render_as_string(hide_password=False), "mailings tests")
+    with fresh_database(postgresql_url, template_database) as url, connected(url) as made:
         _fill(made, request.param)
         yield made
-        made.dispose()
-        administration.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 def _fill(engine: sa.Engine, situation: str) -> None:
@@ -102,13 +95,6 @@ def _materialise(session: Session, mailing_id: int) -> None:
     while audience.materialise_chunk(session, mailing_id):
         session.commit()
     session.commit()
-
-
-@pytest.fixture
-def session(engine: sa.Engine) -> Iterator[Session]:
-    """A session whose changes are forgotten."""
-    with Session(engine) as opened:
-        yield opened
 
 
 @pytest.fixture
@@ -385,8 +371,7 @@ def test_putting_failed_messages_back(session: Session, big: Mailing) -> None:
 
 
 def test_the_records_of_sent_messages_touch_no_index(database_url: str) -> None:
-    engine = make_engine(database_url, "mailings tests")
-    with Session(engine) as session:
+    with connected(database_url) as engine, Session(engine) as session:
         _add_clients(session, 20 * BATCH)
         mailing = make_mailing(session)
         _materialise(session, mailing.id)
@@ -400,7 +385,6 @@ def test_the_records_of_sent_messages_touch_no_index(database_url: str) -> None:
 
         # The others found no room on their page.
         assert _heap_only_updates(session) - before >= 0.9 * 20 * BATCH
-    engine.dispose()
 
 
 def _heap_only_updates(session: Session) -> int:
