@@ -6,12 +6,12 @@ cannot be forgotten by one of two front ends, and cannot outlive a change that w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, time
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 
 from db.models import AuditEntry, Base
@@ -23,7 +23,7 @@ SYSTEM = "system"
 # Built once: every change writes an entry, and building the statement takes longer than running it. Of no values at all
 # there is NULL, not the JSON value null.
 _TABLE = Base.metadata.tables[AuditEntry.__tablename__]
-_values = JSONB(none_as_null=True)
+_VALUES = JSONB(none_as_null=True)
 _ENTRY = (
     sa.insert(_TABLE)
     .inline()
@@ -32,8 +32,8 @@ _ENTRY = (
         address=sa.bindparam("address"),
         action=sa.bindparam("action"),
         subject=sa.bindparam("subject"),
-        before=sa.bindparam("before", type_=_values),
-        after=sa.bindparam("after", type_=_values),
+        before=sa.bindparam("before", type_=_VALUES),
+        after=sa.bindparam("after", type_=_VALUES),
     )
 )
 
@@ -72,20 +72,29 @@ def record(
     )
 
 
-def entry_of(made: sa.CTE, kind: str) -> sa.CTE:
-    """`<kind>.create` about the rows that an INSERT returns, to be written by the same statement: a round trip saved.
+def adding(
+    table: sa.Table, columns: Iterable[str], key: sa.Column[Any], *more: sa.ColumnElement[Any]
+) -> sa.Select[*tuple[Any, ...]]:
+    """A statement that adds a row with `<table>.create` in the log, and gives it, and more: a round trip saved.
 
-    The statement then takes the parameters of `entry_parameters`.
+    It takes these columns as parameters, and those of `entry_parameters`. Where the key is taken it does nothing.
     """
+    added = (
+        insert(table)
+        .values({name: sa.bindparam(name) for name in columns})
+        .on_conflict_do_nothing(index_elements=[key])
+        .returning(*table.c)
+        .cte("added")
+    )
     values: dict[str, sa.ColumnElement[Any]] = {
         "actor": sa.bindparam("entry_actor", type_=sa.Text()),
         "address": sa.bindparam("entry_address", type_=sa.Text()),
-        "action": sa.literal_column(f"'{kind}.create'", sa.Text()),
-        "subject": sa.literal_column(f"'{kind}:'", sa.Text()).concat(made.c.id),
-        "after": sa.bindparam("entry_after", type_=_values),
+        "action": sa.literal_column(f"'{table.name}.create'", sa.Text()),
+        "subject": sa.literal_column(f"'{table.name}:'", sa.Text()).concat(added.c.id),
+        "after": sa.bindparam("entry_after", type_=_VALUES),
     }
-    entry = sa.select(*values.values()).select_from(made)
-    return sa.insert(_TABLE).from_select(list(values), entry).cte("entry")
+    entry = sa.insert(_TABLE).from_select(list(values), sa.select(*values.values()).select_from(added)).cte("entry")
+    return sa.select(*added.c, *more).add_cte(entry)
 
 
 def entry_parameters(session: Session, after: Mapping[str, Any]) -> dict[str, Any]:

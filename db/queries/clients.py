@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -27,14 +26,7 @@ ClientRow = sa.Row[*tuple[Any, ...]]
 # Built once: SQLAlchemy takes longer to build a statement than PostgreSQL to run it.
 _TABLE = Base.metadata.tables[Client.__tablename__]
 _COLUMNS = ("phone", "operator_code", "tags", "timezone", "attributes", "opted_out_at", "created_at", "updated_at")
-_ADDED = (
-    insert(_TABLE)
-    .values({name: sa.bindparam(name) for name in _COLUMNS})
-    .on_conflict_do_nothing(index_elements=[_TABLE.c.phone])
-    .returning(*_TABLE.c)
-    .cte("added")
-)
-_ADD = sa.select(*_ADDED.c).add_cte(audit.entry_of(_ADDED, "client"))
+_ADD = audit.adding(_TABLE, _COLUMNS, _TABLE.c.phone)
 _GET = sa.select(_TABLE).where(_TABLE.c.id == sa.bindparam("client_id"))
 
 

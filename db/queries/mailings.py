@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from db.models import Base, Client, Mailing, MailingState, Message, MessageStatus
@@ -39,14 +38,7 @@ _COLUMNS = (
     *("name", "text", "starts_at", "ends_at", "operator_codes", "tags", "window_from", "window_to", "state"),
     *("created_at", "updated_at", "idempotency_key", "idempotency_digest"),
 )
-_ADDED = (
-    insert(_TABLE)
-    .values({name: sa.bindparam(name) for name in _COLUMNS})
-    .on_conflict_do_nothing(index_elements=[_TABLE.c.idempotency_key])
-    .returning(*_TABLE.c)
-    .cte("added")
-)
-_ADD = sa.select(*_ADDED.c, notified_of_work()).add_cte(audit.entry_of(_ADDED, "mailing"))
+_ADD = audit.adding(_TABLE, _COLUMNS, _TABLE.c.idempotency_key, notified_of_work())
 # To everyone, at any time.
 _ANYONE: Mapping[str, Any] = {"operator_codes": [], "tags": [], "window_from": None, "window_to": None}
 _GET = sa.select(Mailing).where(Mailing.id == sa.bindparam("mailing_id"), Mailing.deleted_at.is_(None))
