@@ -249,42 +249,42 @@ def test_tls_is_verified(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert result.judgement.verdict is Verdict.ACCEPTED
 
 
-def test_hundreds_are_in_flight_at_once_and_never_more_than_allowed(simulator: Simulator) -> None:
+@contextmanager
+def answers_after(simulator: Simulator, milliseconds: int) -> Iterator[None]:
     simulator.forget()
-    simulator.control({"kind": "latency", "milliseconds": 300})
+    simulator.control({"kind": "latency", "milliseconds": milliseconds})
     try:
-        with client_for(simulator.url, timeout=10, concurrency=200) as client:
-            began = time.monotonic()
-            # Two mailings: one alone may use four fifths of the places.
-            sent = [delivery(1000, 300, mailing_id=1), delivery(2000, 300, mailing_id=2)]
-            threads = [threading.Thread(target=results, args=(client, each)) for each in sent]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            seconds = time.monotonic() - began
+        yield
     finally:
         simulator.calm()
+
+
+def test_hundreds_are_in_flight_at_once_and_never_more_than_allowed(simulator: Simulator) -> None:
+    with answers_after(simulator, 300), client_for(simulator.url, timeout=10, concurrency=200) as client:
+        began = time.monotonic()
+        # Two mailings: one alone may use four fifths of the places.
+        sent = [delivery(1000, 300, mailing_id=1), delivery(2000, 300, mailing_id=2)]
+        threads = [threading.Thread(target=results, args=(client, each)) for each in sent]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        seconds = time.monotonic() - began
     assert simulator.received()["accepted"] == 600
     assert 100 < simulator.received()["max_in_flight"] <= 200
     assert seconds < 4  # one after another would take three minutes
 
 
 def test_a_gateway_is_not_met_by_a_thousand_connections_at_once(simulator: Simulator) -> None:
-    simulator.forget()
-    simulator.control({"kind": "latency", "milliseconds": 1000})
-    try:
-        with client_for(simulator.url, timeout=10, concurrency=1000) as client:
-            sent = delivery(9000, 1000)
-            collector(sent).client = client
-            client.submit(sent)
-            simulator.wait_for(lambda received: received["requests"] >= FIRST)
-            time.sleep(0.2)  # the absence of more calls is what is looked for
-            assert simulator.received()["in_flight"] == FIRST
-            assert simulator.wait_for(lambda received: received["in_flight"] > 4 * FIRST)
-            sent.stop()
-    finally:
-        simulator.calm()
+    with answers_after(simulator, 1000), client_for(simulator.url, timeout=10, concurrency=1000) as client:
+        sent = delivery(9000, 1000)
+        collector(sent).client = client
+        client.submit(sent)
+        simulator.wait_for(lambda received: received["requests"] >= FIRST)
+        time.sleep(0.2)  # the absence of more calls is what is looked for
+        assert simulator.received()["in_flight"] == FIRST
+        assert simulator.wait_for(lambda received: received["in_flight"] > 4 * FIRST)
+        sent.stop()
 
 
 def test_what_is_not_recorded_keeps_its_place(simulator: Simulator) -> None:
@@ -349,17 +349,12 @@ def test_a_gateway_that_is_down_stops_the_process_within_some_dozen_calls() -> N
 
 
 def test_draining_finishes_what_is_on_the_wire_and_returns_the_rest(simulator: Simulator) -> None:
-    simulator.forget()
-    simulator.control({"kind": "latency", "milliseconds": 300})
-    try:
-        with client_for(simulator.url, timeout=5, concurrency=10) as client:
-            sent = delivery(8000, 100)
-            client.submit(sent)
-            assert simulator.wait_for(lambda received: received["requests"] >= 8)
-            client.drain()
-            assert sent.done.wait(10)
-            found = collector(sent).results
-    finally:
-        simulator.calm()
+    with answers_after(simulator, 300), client_for(simulator.url, timeout=5, concurrency=10) as client:
+        sent = delivery(8000, 100)
+        client.submit(sent)
+        assert simulator.wait_for(lambda received: received["requests"] >= 8)
+        client.drain()
+        assert sent.done.wait(10)
+        found = collector(sent).results
     assert sum(isinstance(result, Called) for result in found) == simulator.received()["requests"] == 8
     assert len(found) == 100
