@@ -10,7 +10,7 @@ from flask.views import MethodView
 from marshmallow import fields
 
 from api.blueprint import Blueprint, id_parameter
-from api.database import session
+from api.database import session, session_of_one_statement
 from api.fields import (
     Answer,
     Attributes,
@@ -132,7 +132,7 @@ class Clients(MethodView):
     @blueprint.refuses(409, "A client with this phone exists already.")
     def post(self, values: dict[str, Any]) -> dict[str, Any]:
         """Add a client"""
-        client = clients.create(session(), _with_defaults(values), datetime.now(UTC))
+        client = clients.create(session_of_one_statement(), _with_defaults(values), datetime.now(UTC))
         session.commit()
         return represent(client)
 

@@ -6,9 +6,10 @@ import select
 from typing import Any
 
 import orjson
-from flask import request
+from flask import g, request
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.orm import Session
 
 from db.engine import connect_arguments
 from db.models import Base
@@ -27,7 +28,7 @@ def engine_options(threads: int) -> dict[str, Any]:
         "pool_size": threads,
         "max_overflow": 1,  # for a key's look-up beside the request's own session
         "pool_timeout": POOL_WAIT_SECONDS,
-        "pool_events": [(_replace_if_closed, "checkout"), (_read_without_transaction, "checkout")],
+        "pool_events": [(_replace_if_closed, "checkout"), (_spare_the_transaction, "checkout")],
         "pool_recycle": 1800,
         "connect_args": connect_arguments("mailings api", STATEMENT_TIMEOUT_SECONDS),
         "hide_parameters": True,  # Errors go to the log: no phones there.
@@ -49,6 +50,16 @@ def _replace_if_closed(connection: Any, _record: Any, _proxy: Any) -> None:
         raise DisconnectionError("closed by the other side")
 
 
-def _read_without_transaction(connection: Any, _record: Any, _proxy: Any) -> None:
+def _spare_the_transaction(connection: Any, _record: Any, _proxy: Any) -> None:
     """Have every statement of a GET stand for itself: BEGIN and ROLLBACK would be two round trips beside one."""
-    connection.autocommit = bool(request) and request.method in {"GET", "HEAD"}
+    is_read = bool(request) and request.method in {"GET", "HEAD"}
+    connection.autocommit = is_read or (bool(g) and "one_statement" in g)
+
+
+def session_of_one_statement() -> Session:
+    """The session of a request that writes with a single statement, which is a transaction without BEGIN and COMMIT.
+
+    To be asked for before anything else uses the session: what was begun stays a transaction.
+    """
+    g.one_statement = True
+    return session()

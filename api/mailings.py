@@ -13,7 +13,7 @@ from marshmallow import ValidationError, fields, post_load, validates_schema
 from marshmallow.validate import OneOf
 
 from api.blueprint import Blueprint, id_parameter
-from api.database import session
+from api.database import session, session_of_one_statement
 from api.fields import (
     Answer,
     ClockTime,
@@ -260,7 +260,7 @@ class Mailings(MethodView):
         """
         key = headers.get("key")
         digest = _digest(request.get_data(cache=True)) if key else None
-        mailing, _is_new = mailings.create(session(), values, datetime.now(UTC), key, digest)
+        mailing, _is_new = mailings.create(session_of_one_statement(), values, datetime.now(UTC), key, digest)
         session.commit()
         return represent(mailing)
 

@@ -2,7 +2,8 @@
 
 No keys, no validation, no metrics, no request log, no documentation: what is left is what the web server, the driver
 and the database take in any case. A new row takes the same entry in the audit log and the same notification along, and
-reads are outside transactions, as in the API; only a key's look-up, once in two seconds, has no counterpart.
+all of this is one statement without BEGIN and COMMIT, as in the API; only a key's look-up, once in two seconds, has no
+counterpart.
 `python -m bench.bare_flask` serves it, on DATABASE_URL and API_PORT.
 """
 
@@ -90,21 +91,19 @@ _NOT_SHOWN = frozenset({"operator_codes", "tags", "window_from", "window_to", "p
 
 
 class _Database:
-    """A pool, and a cursor for each request: a write has a transaction to itself, every read stands for itself."""
+    """A pool, and a cursor for each request, in which every statement stands for itself."""
 
     def __init__(self, url: str) -> None:
         self._pool = ThreadedConnectionPool(THREADS, THREADS, url.replace("+psycopg2", ""))
 
     @contextlib.contextmanager
     def cursor(self) -> Iterator[extensions.cursor]:
-        """A cursor; what it wrote is committed at the end."""
+        """A cursor; what it writes is committed at once."""
         connection = self._pool.getconn()
-        connection.autocommit = request.method == "GET"
+        connection.autocommit = True
         try:
-            # Not `with connection`: psycopg2 would open a transaction even with autocommit.
             with connection.cursor() as cursor:
                 yield cursor
-            connection.commit()
         finally:
             self._pool.putconn(connection)
 
