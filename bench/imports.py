@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 import phonenumbers
 import psycopg2
 
-from bench import usage
 from bench.figures import Figure
 from bench.gateways import SimulatorGateway
 from bench.machinery import Bench, Database, MeasurementError
@@ -17,6 +16,7 @@ from bench.system import System
 from db import phones
 from db.models import ImportState
 from db.queries import imports
+from tools import usage
 from tools.processes import family, wait_until
 
 SECTION = "import"
@@ -85,7 +85,7 @@ def _import(database: Database, numbers: range) -> tuple[float, float]:
 def _importing_pid(system: System) -> int:
     """The process that imports; the supervisor starts it beside the sending ones."""
     members = [member for sender in system.senders for member in family(sender.pid or 0)]
-    return next(member.pid for member in members if usage.last_argument(member.pid) == "imports")
+    return next(member.pid for member in members if member.last_argument == "imports")
 
 
 def _copy(database: Database, rows: int) -> float:

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from bench import usage
 from bench.figures import Figure
 from bench.gateways import Gateway, NginxGateway
 from bench.machinery import Bench, Database, MeasurementError
 from bench.system import System
 from db.models import MessageStatus
 from db.queries import mailings
+from tools import usage
 from tools.processes import wait_until
 
 SECTION = "million"

@@ -8,12 +8,12 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
-from bench import usage
 from bench.figures import Figure
 from bench.gateways import Gateway, NginxGateway, SimulatorGateway
 from bench.machinery import ENVIRONMENT, PYTHON, ROOT, Bench, Database, MeasurementError
 from bench.system import System
 from bench.throughput import RATE_UNIT
+from tools import usage
 from tools.processes import Process, tail, wait_until
 
 SECTION = "references"

@@ -10,12 +10,12 @@ from typing import Self
 
 import pika
 
-from bench import usage
 from bench.gateways import Gateway
 from bench.machinery import ENVIRONMENT, PYTHON, ROOT, START_SECONDS, Bench, Database, MeasurementError
 from common.settings import load
 from db.models import MailingState
 from sender.broker import BATCHES_QUEUE, IMPORTS_QUEUE
+from tools import usage
 from tools.processes import Process, Running, StartError, family, tail, wait_until
 
 POLL_SECONDS = 0.05
@@ -114,7 +114,7 @@ class System:
     def sending_processes(self) -> list[Running]:
         """The processes that talk to the gateway."""
         members = {member for pid in _pids(self.senders) for member in family(pid)}
-        found = [member for member in members if usage.last_argument(member.pid) == "batches"]
+        found = [member for member in members if member.last_argument == "batches"]
         return sorted(found, key=lambda member: member.pid)
 
     def cpu_seconds(self) -> dict[str, float]:

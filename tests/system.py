@@ -29,6 +29,7 @@ from db.queries import api_keys, statistics
 from sender.broker import BATCHES_QUEUE, IMPORTS_QUEUE
 from simulator.client import Simulator
 from tests.proxy import Proxy
+from tools import usage
 from tools.processes import Process, Running, family, free_port, wait_until
 from tools.servers import PostgreSQL, RabbitMQ
 
@@ -267,7 +268,7 @@ class System:
     def sending_children(self, sender: int = 0) -> list[Running]:
         """The sending processes of one sender, oldest first."""
         pid = self.senders[sender].pid
-        children = [member for member in family(pid) if _argument(member) == "batches"] if pid else []
+        children = [member for member in family(pid) if member.last_argument == "batches"] if pid else []
         return sorted(children, key=lambda child: (child.started, child.pid))
 
     def leader(self) -> Process | None:
@@ -459,16 +460,4 @@ def at_this_load(seconds: float) -> float:
 
 def cpu_seconds(process: Process) -> float:
     """The processor time that a process and its descendants have used."""
-    ticks = 0
-    for member in family(process.pid or 0):
-        with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{member.pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _argument(member: Running) -> str:
-    """The last word of a process's command line."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{member.pid}/cmdline").read_text().rstrip("\0").rpartition("\0")[2]
-    return ""
+    return usage.cpu_seconds([process.pid or 0])

@@ -90,6 +90,13 @@ class Running:
         """Return True while this very process runs."""
         return look_up(self.pid) == self
 
+    @property
+    def last_argument(self) -> str:
+        """The last word of its command line; empty once it is gone."""
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{self.pid}/cmdline").read_text().rstrip("\0").rpartition("\0")[2]
+        return ""
+
     def send(self, number: signal.Signals) -> None:
         """Signal this very process, if it still runs."""
         if self.is_alive:

@@ -30,10 +30,3 @@ def memory_mb(pid: int, kind: str = "VmHWM") -> float:
             if line.startswith(f"{kind}:"):
                 return int(line.split()[1]) * 1024 / 1e6
     return 0.0
-
-
-def last_argument(pid: int) -> str:
-    """The last word of a process's command line; empty for one that is gone."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").rpartition("\0")[2]
-    return ""
