@@ -212,7 +212,11 @@ def main() -> int:
         return COMMANDS_WITH_ARGUMENTS[options.command](local, others)
     if others:
         parser.error(f"unknown: {' '.join(others)}")
-    return COMMANDS[options.command](local)
+    try:
+        return COMMANDS[options.command](local)
+    except KeyboardInterrupt:
+        print("\nInterrupted. What was begun goes on in the background; see make status.", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -29,17 +30,23 @@ class Native:
         self.env |= {"API_PORT": str(free_port()), "GATEWAY_PORT": str(free_port()), "ADMIN_PORT": str(free_port())}
         self.env["SENDER_PROCESSES"] = "1"
 
-    def run(self, command: str, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run one command to its end."""
+    def launch(self, command: str, **env: str) -> subprocess.Popen[str]:
+        """Begin one command."""
         options = ["--directory", str(self.local.path), "--env-file", str(self.local.env_file)]
-        return subprocess.run(
+        return subprocess.Popen(
             [sys.executable, "-m", "tools.native", command, *options],
             cwd=ROOT,
             env=self.env | env,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
         )
+
+    def run(self, command: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run one command to its end."""
+        process = self.launch(command, **env)
+        stdout, stderr = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     def pids(self) -> dict[str, int | None]:
         """The pids that the supervisor has written down."""
@@ -143,6 +150,26 @@ def test_down_leaves_no_process_and_the_data_and_clean_leaves_nothing(native: Na
     assert native.run("clean").returncode == 0
     assert native.local.members() == []
     assert not native.local.path.exists()
+
+
+def test_interrupted_start_goes_on_and_says_so(tmp_path: Path) -> None:
+    native = Native(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as silent_server:
+        servers = {
+            "DATABASE_URL": f"postgresql://nobody@127.0.0.1:{silent_server.getsockname()[1]}/none",
+            "AMQP_URL": "amqp://127.0.0.1:9",
+        }
+        up = native.launch("up", **servers)
+        assert wait_until((native.local.logs / "migrate.log").exists, timeout=30)
+        up.send_signal(signal.SIGINT)
+        _, complaint = up.communicate(timeout=10)
+
+        assert up.returncode == 130
+        assert complaint.strip().startswith("Interrupted.")
+        assert "Traceback" not in complaint
+        assert native.local.members()
+        assert native.run("down").returncode == 0
+        assert native.local.members() == []
 
 
 @pytest.mark.parametrize(
