@@ -8,8 +8,9 @@ import flask_smorest
 import sqlalchemy.exc
 import structlog
 from flask import Flask, current_app
+from gunicorn.http.errors import ParseException
 from marshmallow import Schema, fields
-from werkzeug.exceptions import HTTPException, UnprocessableEntity
+from werkzeug.exceptions import ClientDisconnected, HTTPException, UnprocessableEntity
 from werkzeug.http import HTTP_STATUS_CODES
 from werkzeug.sansio.response import Response
 
@@ -71,6 +72,8 @@ class Api(flask_smorest.Api):  # type: ignore[misc]
 def register(app: Flask) -> None:
     """Turn the errors that are not HTTP's own into answers."""
     app.register_error_handler(RefusedError, _refused)
+    app.register_error_handler(ClientDisconnected, _broken_off)
+    app.register_error_handler(ParseException, _broken_off)
     app.register_error_handler(sqlalchemy.exc.DBAPIError, _database_failed)
     app.register_error_handler(sqlalchemy.exc.TimeoutError, _database_failed)
 
@@ -82,6 +85,11 @@ def _refused(error: RefusedError) -> Response:
     place = "headers" if error.field == "Idempotency-Key" else "json"
     message = f"{error.field}: {error.reason}" if isinstance(error, InvalidError) else error.reason
     return answer(code, message, {place: {error.field: [error.reason]}})
+
+
+def _broken_off(_error: ClientDisconnected | ParseException) -> Response:
+    """The body came in chunks, and the last one is missing or one is damaged."""
+    return answer(400, "the body broke off on the way")
 
 
 def _database_failed(error: sqlalchemy.exc.DBAPIError | sqlalchemy.exc.TimeoutError) -> Response:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from flask import Request
-from werkzeug.exceptions import RequestEntityTooLarge
+from gunicorn.http.errors import ParseException
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
 
 from db.csv_rows import UnreadableFileError
@@ -51,6 +52,10 @@ def _too_large(max_bytes: int) -> UploadError:
     return UploadError(413, f"the file is larger than {max_bytes // 2**20} MB: split it and import the parts")
 
 
+def _broken_off() -> UploadError:
+    return UploadError(400, "the file broke off on the way")
+
+
 def _pieces(request: Request, max_bytes: int) -> Iterator[bytes]:
     received = 0
     try:
@@ -59,9 +64,11 @@ def _pieces(request: Request, max_bytes: int) -> Iterator[bytes]:
             yield piece
     except RequestEntityTooLarge:
         raise _too_large(max_bytes) from None
+    except (ClientDisconnected, ParseException):  # Of a body in chunks: the last one is missing, or one is damaged.
+        raise _broken_off() from None
     # To gunicorn a connection that was cut is the end of the body, whatever length was announced.
     if request.content_length is not None and received < request.content_length:
-        raise UploadError(400, "the file broke off on the way")
+        raise _broken_off()
 
 
 def _joined(pieces: Iterable[bytes]) -> Iterator[bytes]:

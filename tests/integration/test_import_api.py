@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from werkzeug.test import TestResponse
 
 from common.csv_export import without_formula
-from db.models import ImportChunk, ImportJob
+from db.models import Client, ImportChunk, ImportJob
 from sender.imports import run_import
 from tests.integration.conftest import FULL_KEY, Api
 from tools.processes import free_port, wait_until
@@ -356,3 +356,26 @@ def test_upload_that_breaks_off_leaves_nothing(server: tuple[str, int], api_sess
 
     assert wait_until(lambda: transactions() == 0, 20)
     assert stored(api_session) == (0, 0)
+
+
+@pytest.mark.parametrize(("path", "content_type"), [("import/", "text/csv"), ("", "application/json")])
+@pytest.mark.parametrize("ending", [b"", b"0\r\n", b"100\r\n+79", b"zz\r\n+79\r\n"])
+def test_chunks_that_break_off_or_are_damaged_are_refused(
+    server: tuple[str, int], api_session: Session, path: str, content_type: str, ending: bytes
+) -> None:
+    host, port = server[0].split(":")
+    head = (
+        f"POST /api/v1/client/{path} HTTP/1.1\r\nHost: {server[0]}\r\nAuthorization: Bearer {FULL_KEY}\r\n"
+        f"Content-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    content = GOOD.encode() if content_type == "text/csv" else b'{"phone": "+79161234567"}'
+
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(head.encode() + b"%x\r\n%s\r\n" % (len(content), content) + ending)
+        connection.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+
+    assert answer.startswith(b"HTTP/1.1 400"), answer
+    assert b"broke off on the way" in answer
+    assert stored(api_session) == (0, 0)
+    assert api_session.scalars(sa.select(Client)).all() == []
