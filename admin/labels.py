@@ -71,7 +71,7 @@ REPORTS = {
     "sent": _("Sent"),
     "failed": _in("import", "Failed"),
 }
-PROCESSES = {"dispatcher": _("Dispatcher"), "sender": _("Sender")}
+PROCESSES = {"dispatcher": _("Dispatcher"), "reporter": _("Reporter"), "sender": _("Sender")}
 ACTIONS = {
     "mailing.create": _("created the mailing"),
     "mailing.change": _("changed the mailing"),
