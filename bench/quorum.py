@@ -13,10 +13,11 @@ class QuorumBroker(SafeRabbitmqBroker):
     """Declares its queues as quorum queues, which RabbitMQ replicates and writes to disk before it confirms."""
 
     def _build_queue_arguments(self, queue_name: str) -> dict[str, Any]:
+        # Dramatiq has no types here.
         arguments: dict[str, Any] = super()._build_queue_arguments(queue_name)  # type: ignore[no-untyped-call]
         return {**arguments, "x-queue-type": "quorum"}
 
 
 if __name__ == "__main__":
-    broker.SafeRabbitmqBroker = QuorumBroker  # type: ignore[misc]
+    broker.SafeRabbitmqBroker = QuorumBroker  # type: ignore[misc]  # mypy wants classes to stay what they are.
     main()
