@@ -181,5 +181,5 @@ def _instant(form: Form, name: str, kept: Mailing | None) -> datetime | None:
 
 def field_of(domain_field: str | None) -> str:
     """Where in the form a refusal of the domain belongs."""
-    places: Mapping[str, str] = {"filter": "operator_codes", "send_window": "window"}
+    places: Mapping[str, str] = {"filter": "operator_codes", "send_window": "window", "Idempotency-Key": "name"}
     return places.get(domain_field or "", domain_field or "name")

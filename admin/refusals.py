@@ -31,6 +31,7 @@ _SENTENCES = {
     "must have at most 200 characters": _("must have at most 200 characters"),
     "a user with this e-mail address exists already": _("a user with this e-mail address exists already"),
     "this is the last admin: make another one first": _("this is the last admin: make another one first"),
+    "the mailing made with this Idempotency-Key was deleted": _("this mailing was made already, and deleted since"),
     "is empty": _("is empty"),
     "has no country code that exists": _("has no country code that exists"),
     "is not a number that exists": _("is not a number that exists"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import uuid
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,6 +25,7 @@ from db.refusals import RefusedError
 LIVE_PATIENCE_SECONDS = 0.2
 LAST_LOOK_PATIENCE_SECONDS = 5.0
 READINGS_SHOWN = 5
+_ONCE = re.compile(r"[0-9a-f]{32}")
 
 
 class MailingForm(Page):
@@ -79,7 +82,7 @@ class MailingForm(Page):
         is_draft = form.fields["when"] == mailing_values.DRAFT
         try:
             # Made in any case: only so are all rules asked. What is only looked at is rolled back.
-            mailing, _is_new = mailings.create(session(), form.values, now)
+            mailing, _is_new = mailings.create(session(), form.values, now, _key_of_last_look(step))
         except RefusedError as error:
             session.rollback()
             form.errors[mailing_values.field_of(error.field)] = explain(error)
@@ -92,7 +95,8 @@ class MailingForm(Page):
         found = previews.preview(
             session(), form.values["text"], form.operator_codes, form.tags, 1, LAST_LOOK_PATIENCE_SECONDS
         )
-        return self.render("last_look.html", form=form.fields, values=form.values, preview=found, now=now)
+        once = uuid.uuid4().hex
+        return self.render("last_look.html", form=form.fields, values=form.values, preview=found, now=now, once=once)
 
     def _test(self, form: Form, now: datetime) -> Any:
         """Send the text, filled in for the first of the recipients, to one number."""
@@ -136,6 +140,12 @@ class MailingForm(Page):
                 notify(gettext("Your changes are saved."))
                 return go("mailing.show", mailing_id=mailing_id)
         return self._page(form, 422, mailing=mailing)
+
+
+def _key_of_last_look(step: str) -> str | None:
+    """The same for every click on one page's button: a second one, or one after going back, must not send again."""
+    once = request.form.get("once", "")
+    return f"last look {once}" if step == "confirm" and _ONCE.fullmatch(once) else None
 
 
 def _with_fixed_fields(mailing: Mailing) -> Any:

@@ -1,0 +1,71 @@
+"""Sending a mailing from its form: once, whatever people do with the button and with the page behind it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import sqlalchemy as sa
+from flask.testing import FlaskClient
+from sqlalchemy.orm import Session
+
+from admin.app import create_app
+from db.models import Mailing, Role
+from db.queries import users
+from tests.factories import settings_for
+from tests.integration.test_admin_access import PASSWORD, send
+
+EMAIL = "operator@example.com"
+FORM = {"name": "Sale", "text": "Hello", "when": "now", "ends_at": "2099-12-31T23:59"}
+
+
+@pytest.fixture
+def browser(database_url: str, session: Session) -> FlaskClient:
+    """An operator's, logged in."""
+    users.create(session, EMAIL, PASSWORD, Role.OPERATOR)
+    session.commit()
+    client = create_app(settings_for(database_url, secret_key="test secret")).test_client()
+    assert send(client, "/login", email=EMAIL, password=PASSWORD).status_code == 303
+    return client
+
+
+def last_look(browser: FlaskClient) -> dict[str, str]:
+    """What the button of the last look sends."""
+    page = send(browser, "/mailings/new/", **FORM, step="review").get_data(as_text=True)
+    assert "Is everything right?" in page
+    found = re.search(r'name="once" value="([0-9a-f]+)"', page)
+    return {**FORM, "step": "confirm", "once": found[1] if found else ""}
+
+
+def count(session: Session) -> int:
+    session.rollback()
+    return session.scalars(sa.select(sa.func.count()).select_from(Mailing)).one()
+
+
+def test_a_second_click_leads_to_the_mailing_of_the_first(browser: FlaskClient, session: Session) -> None:
+    form = last_look(browser)
+
+    answers = [send(browser, "/mailings/new/", **form) for _ in range(2)]
+
+    assert [answer.status_code for answer in answers] == [303, 303]
+    assert answers[0].headers["Location"] == answers[1].headers["Location"]
+    assert count(session) == 1
+
+
+def test_the_same_mailing_can_be_wanted_again(browser: FlaskClient, session: Session) -> None:
+    for _ in range(2):
+        assert send(browser, "/mailings/new/", **last_look(browser)).status_code == 303
+
+    assert count(session) == 2
+
+
+def test_a_click_on_an_old_page_does_not_bring_back_what_was_deleted(browser: FlaskClient, session: Session) -> None:
+    form = last_look(browser)
+    made = send(browser, "/mailings/new/", **form).headers["Location"]
+    assert send(browser, f"{made}delete").status_code == 303
+
+    again = send(browser, "/mailings/new/", **form)
+
+    assert again.status_code == 422
+    assert "This mailing was made already, and deleted since" in again.get_data(as_text=True)
+    assert count(session) == 1
