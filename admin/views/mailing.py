@@ -17,7 +17,7 @@ from admin.locale import local, number
 from admin.texts import gettext, ngettext
 from admin.views.base import EXPORTED_AT_ONCE, Page, apply, csv_download, expose, go, notify, part
 from db.models import Mailing, MailingState, MessageStatus, Role
-from db.queries import audit, dashboard, failures, mailings, messages, previews, statistics
+from db.queries import audit, dashboard, failures, gateway, mailings, messages, previews, statistics
 from db.queries.messages import MessageRow
 
 HISTORY_SHOWN = 30
@@ -153,7 +153,11 @@ def _fragments(mailing: Mailing) -> dict[str, str]:
     history = audit.page(session(), audit.Filter(subject=f"mailing:{mailing.id}"), None, HISTORY_SHOWN)
     return {
         "head": part(
-            "mailing_head", mailing=mailing, actions=possible_actions(mailing, counts["failed"], now), now=now
+            "mailing_head",
+            mailing=mailing,
+            actions=possible_actions(mailing, counts["failed"], now),
+            now=now,
+            gateway=gateway.read(session()),
         ),
         "progress": part(
             "mailing_progress",

@@ -10,7 +10,7 @@ from flask.testing import FlaskClient
 from sqlalchemy.orm import Session
 
 from admin.app import create_app
-from db.models import DeliveryState, GatewayState, ReportDelivery, Role
+from db.models import DeliveryState, GatewayState, Mailing, MailingState, ReportDelivery, Role
 from db.queries import gateway, users
 from tests.factories import make_mailing, settings_for
 from tests.integration.test_admin_access import PASSWORD, send
@@ -61,3 +61,16 @@ def test_a_blocked_gateway_is_told_with_its_reason(database_url: str, session: S
     session.commit()
     page = client.get("/").get_data(as_text=True)
     assert "The gateway refuses our token." in page
+
+
+def test_the_page_of_a_running_mailing_tells_why_nothing_is_sent(database_url: str, session: Session) -> None:
+    client = dashboard(database_url, session)
+    mailing = session.scalars(sa.select(Mailing)).one()
+    mailing.state = MailingState.RUNNING
+    session.commit()
+    assert "The gateway" not in client.get(f"/mailings/{mailing.id}/").get_data(as_text=True)
+
+    gateway.set_state(session, GatewayState.OPEN, "timeout", 2.0)
+    session.commit()
+
+    assert "The gateway does not answer." in client.get(f"/mailings/{mailing.id}/").get_data(as_text=True)
