@@ -60,6 +60,11 @@ report:  ## Mail the report of a day, ARGS="--day 2026-11-22 --to someone@exampl
 	@if tools/compose is-up; then tools/compose report $(ARGS); \
 	else $(MAKE) venv && $(PYTHON) -m tools.native report $(ARGS); fi
 
+.PHONY: recount
+recount:  ## Prove the counters of the running system against its messages
+	@if tools/compose is-up; then tools/compose recount $(ARGS); \
+	else $(MAKE) venv && $(PYTHON) -m tools.native recount $(ARGS); fi
+
 # --- checking ----------------------------------------------------------------------------------------------------
 
 .PHONY: test

@@ -135,6 +135,11 @@ def admin_user(local: Local, arguments: Sequence[str]) -> int:
     return run_module(local, "db", "user", *arguments)
 
 
+def recount(local: Local, arguments: Sequence[str]) -> int:
+    """Compare the counters with the messages; return 1 if they differ."""
+    return run_module(local, "db", "recount", *arguments)
+
+
 def run_module(local: Local, *command: str) -> int:
     """Run one of our programs with the settings of the running instance; its exit status, or 1 when nothing runs."""
     env = read_json(local.environment)
@@ -197,6 +202,7 @@ COMMANDS: dict[str, Callable[[Local], int]] = {
 COMMANDS_WITH_ARGUMENTS: dict[str, Callable[[Local, Sequence[str]], int]] = {
     "report": report,
     "admin-user": admin_user,
+    "recount": recount,
 }
 
 
