@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from environs import EnvError, FileAwareEnv
+from environs import EnvError, EnvValidationError, FileAwareEnv
 from marshmallow.validate import OneOf, Range
 
 _COMMA_OUTSIDE_QUOTES = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')
@@ -184,10 +184,11 @@ def _read(
     try:
         value = parse(name, **options) if given else default
         return check(value) if check else value
+    except EnvValidationError as error:
+        # Only the rules that were broken, never the value itself: it may be a secret.
+        raise SettingsError(f"{name}: {' '.join(map(str, error.error_messages))}") from None
     except (EnvError, ValueError) as error:
-        # Never the value itself: it may be a secret.
-        text = str(error).replace(f'Environment variable "{name}" ', "")
-        raise SettingsError(f"{name}: {text}") from None
+        raise SettingsError(f"{name}: {error}") from None
 
 
 @cache

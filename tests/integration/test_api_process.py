@@ -175,7 +175,10 @@ def test_a_request_that_no_application_sees_is_refused_in_json(served: Served) -
 
 @pytest.mark.parametrize(
     ("variables", "named"),
-    [({}, "DATABASE_URL"), ({"DATABASE_URL": "postgresql://x/y", "API_PORT": "http"}, "API_PORT")],
+    [
+        ({}, "DATABASE_URL"),
+        ({"DATABASE_URL": "postgresql://x/y", "API_PORT": "http"}, "API_PORT: Not a valid integer."),
+    ],
 )
 def test_a_wrong_environment_ends_the_start_with_one_line(variables: dict[str, str], named: str) -> None:
     ended = _run("api", **variables)
