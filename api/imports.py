@@ -146,10 +146,9 @@ class Imports(MethodView):
         try:
             job = imports.create(session(), file_blocks(request, max_bytes))
         except UploadError as error:
-            # Without `close` the server would read on, all of what it has just refused, to find the next request.
-            abort(error.status, message=error.message, headers={"Connection": "close"})
+            abort(error.status, message=error.message)
         except UnreadableFileError as error:
-            abort(422, message=str(error), errors={FILE_FIELD: [str(error)]}, headers={"Connection": "close"})
+            abort(422, message=str(error), errors={FILE_FIELD: [str(error)]})
         session.commit()
         return represent(job, []), {"Location": url_for("import.OneImport", import_id=job.id)}
 

@@ -23,7 +23,7 @@ def shared_memory() -> str | None:
     return str(SHARED_MEMORY) if os.access(SHARED_MEMORY, os.W_OK) else None
 
 
-class Server(BaseApplication):  # type: ignore[misc]
+class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types.
     """Serves an application, made in each worker process, until SIGTERM; requests at work get the time to finish."""
 
     def __init__(
@@ -77,9 +77,9 @@ class Server(BaseApplication):  # type: ignore[misc]
         return self._make_app()
 
 
-class _Logger(Logger):  # type: ignore[misc]
+class _Logger(Logger):  # type: ignore[misc]  # as above
     """Hands gunicorn's own lines to our log."""
 
-    def setup(self, cfg: Any) -> None:  # noqa: ARG002
+    def setup(self, cfg: Any) -> None:  # noqa: ARG002  # gunicorn's signature
         self.error_log.propagate = True
         self.error_log.setLevel("INFO")

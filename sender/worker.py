@@ -30,7 +30,7 @@ from sender.recorder import Recorder
 
 log = structlog.get_logger(__name__)
 
-# Batches in hand at once, by thread: each waits for the gateway most of the time. See docs/decisions.md for the sizes.
+# Batches in hand at once, by thread: each waits for the gateway most of the time.
 BATCH_THREADS = 6
 DATABASE_CONNECTIONS = 4
 # A process that is frozen inside a transaction must not hold up the others for longer. Nobody here ever waits for
