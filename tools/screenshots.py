@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import tempfile
@@ -54,6 +55,7 @@ DESKTOP, PHONE = (1280, 860), (390, 844)
 
 def main() -> int:
     """Take all pictures; return how that went."""
+    argparse.ArgumentParser(prog="python -m tools.screenshots", description=__doc__).parse_args()
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         # Readable for PostgreSQL's own account.
