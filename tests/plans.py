@@ -29,6 +29,7 @@ class Plan:
 
     statement: str
     scans: list[Scan]
+    compared: int  # pairs of rows that joins tried in vain: many where each is held against each
 
     def scans_of(self, relation: str) -> list[Scan]:
         """The ways into this table, but those never taken."""
@@ -56,7 +57,7 @@ def plans_of(session: Session) -> Iterator[list[Plan]]:
             plan = own.fetchone()[0][0]["Plan"]
             own.execute("ROLLBACK TO SAVEPOINT explained")
             own.execute("RELEASE SAVEPOINT explained")
-        found.append(Plan(statement, list(_scans(plan, ""))))
+        found.append(Plan(statement, list(_scans(plan, "")), _compared(plan)))
 
     connection = session.connection()
     sa.event.listen(connection, "before_cursor_execute", explain)
@@ -74,3 +75,8 @@ def _scans(node: dict[str, Any], relation: str) -> Iterator[Scan]:
         yield Scan(relation, kind, node.get("Index Name"), round((node["Actual Rows"] + wasted) * node["Actual Loops"]))
     for child in node.get("Plans", ()):
         yield from _scans(child, relation)
+
+
+def _compared(node: dict[str, Any]) -> int:
+    own = round(node.get("Rows Removed by Join Filter", 0) * node["Actual Loops"])
+    return own + sum(_compared(child) for child in node.get("Plans", ()))

@@ -180,6 +180,22 @@ def test_record_of_what_went_wrong(session: Session, big: Mailing) -> None:
     check(plans, rows=2 * BATCH, indexes={PRIMARY})
 
 
+def test_recording_where_statistics_know_of_nothing_being_sent(database_url: str) -> None:
+    # In a table that is quick to read, the planner then expects a single message that is being sent, and may hold each
+    # of thousands against each outcome.
+    with connected(database_url) as engine, Session(engine) as session:
+        _add_clients(session, 26_000)
+        mailing = make_mailing(session)
+        _materialise(session, mailing.id)
+        session.execute(sa.text("ANALYZE"))
+        taken, other = [take(session, mailing, 1_000) for _ in range(9)][:2]
+        with plans_of(session) as plans:
+            batches.record(session, [(taken.id, _refused(r.message_id)) for r in taken.recipients])
+            batches.record(session, [], [(other.id, r.message_id) for r in other.recipients])
+
+        assert {plan.compared for plan in plans} == {0}, plans
+
+
 def _refused(message_id: int) -> Outcome:
     return Outcome(message_id, MessageStatus.FAILED, True, error="http_400", outcome="failed", reason="http_400")
 
