@@ -123,7 +123,9 @@ def test_a_refused_token_blocks_the_gateway_visibly_and_burns_nothing(make_syste
         system.wait_for_accepted(HALFWAY)
         system.simulator.control(LATENCY, token="another")
         system.wait(lambda: gateway_state(system) == ("blocked", "http_401"), 30)
+        system.wait(lambda: system.simulator.received()["in_flight"] == 0)  # Calls that were on the wire already.
         refused = system.simulator.received()["unauthorized"]
+        assert refused <= SENDING_PROCESSES * CONCURRENCY
         assert 'mailing_gateway_state{state="blocked"} 1.0' in system.get_plain("/metrics")
         assert system.logged('"state":"blocked"') >= 1
         time.sleep(4)
