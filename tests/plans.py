@@ -78,5 +78,5 @@ def _scans(node: dict[str, Any], relation: str) -> Iterator[Scan]:
 
 
 def _compared(node: dict[str, Any]) -> int:
-    own = round(node.get("Rows Removed by Join Filter", 0) * node["Actual Loops"])
+    own = int(node.get("Rows Removed by Join Filter", 0) * node["Actual Loops"])
     return own + sum(_compared(child) for child in node.get("Plans", ()))
