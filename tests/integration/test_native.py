@@ -34,7 +34,8 @@ class Native:
         """Begin one command."""
         options = ["--directory", str(self.local.path), "--env-file", str(self.local.env_file)]
         return subprocess.Popen(
-            [sys.executable, "-m", "tools.native", command, *options],
+            # Tests that run in the background are started with Ctrl-C ignored, and hand that on.
+            ["env", "--default-signal=INT", sys.executable, "-m", "tools.native", command, *options],
             cwd=ROOT,
             env=self.env | env,
             stdout=subprocess.PIPE,
