@@ -87,6 +87,7 @@ def _running(now: datetime) -> dict[str, Any]:
         "mailings": shown,
         "counts": statistics.by_mailing(session(), ids),
         "rates": dashboard.rates(session(), ids, now),
+        "resting": dashboard.resting(session(), ids, now),
         "has_more": len(found) > RUNNING_SHOWN,
     }
 

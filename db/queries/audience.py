@@ -53,19 +53,18 @@ def running(session: Session) -> list[int]:
     )
 
 
+# When the next message of a mailing is due. The first one is asked for, not whether there is any: that the planner once
+# answered by reading the whole table.
+NEXT_DUE = """(
+    SELECT next_attempt_at FROM message
+    WHERE mailing_id = mailing.id AND next_attempt_at IS NOT NULL ORDER BY next_attempt_at LIMIT 1
+)"""
+_DUE = sa.text(f"SELECT id FROM mailing WHERE state = 'running' AND ends_at > now() AND {NEXT_DUE} <= now()")
+
+
 def due(session: Session) -> list[int]:
     """The running mailings that have a message due now."""
-    # The first one is asked for, not whether there is any: that the planner once answered by reading the whole table.
-    return list(
-        session.scalars(
-            sa.text(
-                "SELECT id FROM mailing WHERE state = 'running' AND ends_at > now() AND ("
-                " SELECT next_attempt_at FROM message"
-                " WHERE mailing_id = mailing.id AND next_attempt_at IS NOT NULL ORDER BY next_attempt_at LIMIT 1"
-                ") <= now()"
-            )
-        )
-    )
+    return list(session.scalars(_DUE))
 
 
 def unmaterialised(session: Session) -> list[int]:

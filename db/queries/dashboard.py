@@ -10,9 +10,12 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from db.models import GatewayTally, Leader, Mailing, MailingState, MessageStatus, Process, StatusFlow
+from db.queries.audience import NEXT_DUE
 
 # Every zone's midnight falls on one of these.
 QUARTER = timedelta(minutes=15)
+# What is due sooner is as good as under way.
+RESTING_FROM = timedelta(seconds=30)
 
 
 class Flow(NamedTuple):
@@ -82,6 +85,18 @@ def rates(session: Session, mailing_ids: Iterable[int], now: datetime) -> Mappin
         .group_by(StatusFlow.mailing_id)
     )
     return {mailing_id: float(amount) / seconds for mailing_id, amount in rows}
+
+
+_RESTING = sa.text(f"""
+    SELECT id, due_at FROM mailing, LATERAL {NEXT_DUE} AS next (due_at)
+    WHERE id = ANY(:ids) AND state = 'running' AND due_at > :from
+""")
+
+
+def resting(session: Session, mailing_ids: Iterable[int], now: datetime) -> Mapping[int, datetime]:
+    """Which of these mailings run with nothing due for a while yet, for sending hours or new attempts, until when."""
+    rows = session.execute(_RESTING, {"ids": list(mailing_ids), "from": now + RESTING_FROM})
+    return {row.id: row.due_at for row in rows}
 
 
 def in_progress(session: Session, limit: int) -> Sequence[Mailing]:

@@ -10,18 +10,18 @@ from flask.testing import FlaskClient
 from sqlalchemy.orm import Session
 
 from admin.app import create_app
-from db.models import DeliveryState, GatewayState, Mailing, MailingState, ReportDelivery, Role
-from db.queries import gateway, users
-from tests.factories import make_mailing, settings_for
+from db.models import DeliveryState, GatewayState, Mailing, MailingState, MessageStatus, ReportDelivery, Role
+from db.queries import audit, gateway, users
+from tests.factories import make_client, make_mailing, make_message, settings_for
 from tests.integration.test_admin_access import PASSWORD, send
 
 EMAIL = "viewer@example.com"
 
 
-def dashboard(database_url: str, session: Session) -> FlaskClient:
-    """A viewer's browser, logged in, on a system with one mailing."""
+def dashboard(database_url: str, session: Session, role: Role = Role.VIEWER) -> FlaskClient:
+    """A person's browser, logged in, on a system with one mailing."""
     make_mailing(session)
-    users.create(session, EMAIL, PASSWORD, Role.VIEWER)
+    users.create(session, EMAIL, PASSWORD, role)
     session.commit()
     app: Flask = create_app(settings_for(database_url, secret_key="test secret"))
     client = app.test_client()
@@ -74,3 +74,32 @@ def test_the_page_of_a_running_mailing_tells_why_nothing_is_sent(database_url: s
     session.commit()
 
     assert "The gateway does not answer." in client.get(f"/mailings/{mailing.id}/").get_data(as_text=True)
+
+
+def test_a_mailing_that_waits_for_sending_hours_says_until_when(database_url: str, session: Session) -> None:
+    client = dashboard(database_url, session)
+    mailing = session.scalars(sa.select(Mailing)).one()
+    mailing.state, mailing.started_at = MailingState.RUNNING, datetime.now(UTC)
+    make_message(session, mailing, make_client(session))
+    later = datetime.now(UTC).replace(hour=5, minute=17) + timedelta(days=1)
+    make_message(session, mailing, make_client(session), status=MessageStatus.PENDING, next_attempt_at=later)
+    session.commit()
+
+    for page in ("/", f"/mailings/{mailing.id}/"):
+        text = client.get(page).get_data(as_text=True)
+        assert "the rest waits until" in text
+        assert ":17</time>" in text
+        assert " left" not in text
+
+
+def test_the_audit_log_tells_times_on_the_readers_clock(database_url: str, session: Session) -> None:
+    client = dashboard(database_url, session, Role.ADMIN)
+    audit.record(session, "mailing.change", "mailing:1", after={"ends_at": "2026-11-23T15:25:26.952578+00:00"})
+    session.commit()
+
+    text = client.get("/audit/").get_data(as_text=True)
+
+    assert "<dt>end</dt>" in text
+    assert "23 Nov" in text
+    assert "15:25:26.9" not in text
+    assert ":25:26</ins>" in text

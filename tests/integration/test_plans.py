@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from db.models import MailingState, MessageStatus
+from db.models import Mailing, MailingState, Message, MessageStatus
 from db.queries import clients, dashboard, mailings, messages, statistics
 from db.queries.messages import Filter
 from tests.plans import Plan, plans_of
@@ -163,6 +163,19 @@ def test_numbers_and_mailings_never_touch_the_messages(reading: Session, name: s
     found = plans(reading, NUMBERS[name])
 
     assert not {scan.relation for plan in found for scan in plan.scans} & BIG_TABLES, found
+
+
+def test_what_is_due_next_is_one_step_into_an_index_for_each_mailing(reading: Session) -> None:
+    reading.execute(sa.update(Mailing).values(state=MailingState.RUNNING, finished_at=None))
+    later = now() + timedelta(hours=1)
+    waiting = {"status": MessageStatus.PENDING, "next_attempt_at": later, "sent_at": None, "last_error": None}
+    reading.execute(sa.update(Message).where(Message.mailing_id == 2).values(waiting))
+
+    found = plans(reading, lambda session: dashboard.resting(session, range(1, PAGE + 1), now()))
+
+    assert dashboard.resting(reading, [1, 2, 3], now()) == {2: later}
+    assert not read_whole(found), found
+    assert rows_of(found, "message") <= PAGE, found
 
 
 def test_the_flow_of_a_mailing_is_read_by_its_index(reading: Session) -> None:
