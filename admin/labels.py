@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 from flask import Flask
 
+from admin.locale import day, local
 from admin.texts import LazyString, gettext
 from admin.texts import lazy_gettext as _
 from admin.texts import lazy_pgettext as _in
@@ -139,6 +141,8 @@ def reason(stored: str | None) -> str:
     return stored
 
 
+# As the audit log stores instants, in UTC.
+_INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00")
 _COLUMNS = {
     "name": _("name"),
     "text": _("text"),
@@ -174,6 +178,9 @@ def plain_value(value: Any) -> str:
         return ", ".join(map(str, value))
     if isinstance(value, dict):
         return ", ".join(f"{name} = {each}" for name, each in value.items())
+    if isinstance(value, str) and _INSTANT.fullmatch(value):
+        at = local(datetime.fromisoformat(value))
+        return f"{day(at.date())}, {at:%H:%M:%S}"
     return str(value)
 
 
