@@ -15,7 +15,7 @@ from bench.load import Load, wrk
 from bench.machinery import ENVIRONMENT, PYTHON, ROOT, START_SECONDS, Bench, Database, MeasurementError
 from db.models import Scope
 from db.queries import api_keys
-from tools.processes import Process, StartError, free_port, tail, wait_until
+from tools.processes import FIRST, Process, StartError, free_port, tail, wait_until
 
 SECTION = "api"
 TITLE = "The API with gunicorn's settings as shipped, beside bare Flask with the same statements"
@@ -127,6 +127,7 @@ def serve(bench: Bench, database: Database, module: str) -> Iterator[Served]:
         cwd=ROOT,
         log=bench.directory / f"{module}-{port}.log",
         dies_with_parent=True,
+        nice=FIRST,
     )
     url = f"http://127.0.0.1:{port}/api/v1"
     process.launch()

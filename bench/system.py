@@ -16,7 +16,7 @@ from common.settings import load
 from db.models import MailingState
 from sender.broker import BATCHES_QUEUE, IMPORTS_QUEUE
 from tools import usage
-from tools.processes import Process, Running, StartError, family, tail, wait_until
+from tools.processes import LAST, Process, Running, StartError, family, tail, wait_until
 
 POLL_SECONDS = 0.05
 
@@ -169,6 +169,7 @@ class System:
             cwd=ROOT,
             log=self._logs / f"{name}.log",
             dies_with_parent=True,
+            nice=LAST if module[-1] != "dispatcher" else 0,
         )
 
     def _alive(self) -> dict[str, int]:

@@ -18,6 +18,10 @@ from pathlib import Path
 FREE_PORTS = range(20_000, 32_000)
 LOG_ROTATION_BYTES = 10_000_000
 
+# The niceness of pages and API, and of the sender: docker-compose.yml says the same with cpu_shares.
+FIRST = -10
+LAST = 5
+
 
 class StartError(Exception):
     """A program did not come up; the text is for the operator and ends with what the program said."""
@@ -175,6 +179,7 @@ class Process:
     account: str | None = None  # the user to run as, when we are root
     stop_signal: signal.Signals = signal.SIGTERM
     dies_with_parent: bool = False
+    nice: int = 0  # below 0 only when we are root
     _popen: subprocess.Popen[bytes] | None = dataclasses.field(default=None, init=False)
 
     @property
@@ -204,14 +209,23 @@ class Process:
                 stderr=log,
                 start_new_session=True,
             )
+        if self._niceness:
+            # Where the kernel shares the processor among sessions, a niceness counts within its session only.
+            with contextlib.suppress(OSError):
+                Path(f"/proc/{self._popen.pid}/autogroup").write_text(str(self._niceness))
 
     @property
     def command(self) -> list[str]:
-        """The whole command line; setpriv replaces itself by the program, so the pid is the program's."""
+        """The whole command line; nice and setpriv replace themselves by the program, so the pid is the program's."""
+        weight = ["nice", "-n", str(self._niceness)] if self._niceness else []
         options = as_account(self.account) if self.account else []
         if self.dies_with_parent:
             options += ["--pdeathsig", "KILL"]
-        return ["setpriv", *options, "--", *self.argv] if options else list(self.argv)
+        return [*weight, *(["setpriv", *options, "--"] if options else []), *self.argv]
+
+    @property
+    def _niceness(self) -> int:
+        return self.nice if os.geteuid() == 0 else max(0, self.nice)
 
     def send(self, number: signal.Signals) -> None:
         """Signal the program itself, not its children."""

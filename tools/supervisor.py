@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from common.settings import SettingsError, load
 from tools import credentials
 from tools.local import MARK, ROOT, Local, Lock, configuration, is_set, write_json
-from tools.processes import Process, StartError, end, free_port, is_free, rotate, tail, wait_until
+from tools.processes import FIRST, LAST, Process, StartError, end, free_port, is_free, rotate, tail, wait_until
 from tools.servers import PostgreSQL, RabbitMQ
 
 HEALTHY_WITHIN_SECONDS = 60.0
@@ -35,6 +35,7 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.2, 5.0  # seconds before something that died i
 STEADY_SECONDS = 10.0  # what lived this long starts again after the shortest pause
 ROTATE_EVERY_SECONDS = 10.0
 OPEN_FILES = 65_536
+NICENESS = {"api": FIRST, "admin": FIRST, "worker": LAST}
 
 
 class StopRequested(BaseException):
@@ -250,6 +251,7 @@ class Supervisor:
             env=self.env,
             cwd=ROOT,
             log=self.local.logs / f"{name}.log",
+            nice=NICENESS.get(name, 0),
         )
 
     def _beats(self, kind: str) -> bool:

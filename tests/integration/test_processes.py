@@ -11,9 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tools import processes
-from tools.processes import Process, end, family, free_port, look_up, marked, rotate, wait_until
+import pytest
 
+from tools import processes
+from tools.processes import FIRST, LAST, Process, end, family, free_port, look_up, marked, rotate, wait_until
+
+SHARED_BY_SESSION = Path("/proc/self/autogroup").exists()
 # Each starts a child and tells when both are ready. The first ends at SIGTERM and leaves its child behind.
 LEAVES_A_CHILD = """
 import signal, subprocess, sys
@@ -33,10 +36,15 @@ while True:
 
 
 @contextmanager
-def running(tmp_path: Path, code: str, **env: str) -> Iterator[Process]:
+def running(tmp_path: Path, code: str, *, nice: int = 0, **env: str) -> Iterator[Process]:
     """A program that is ready; afterwards nothing of it is left, whatever the test found."""
     program = Process(
-        "program", [sys.executable, "-c", code], env=dict(os.environ) | env, cwd=tmp_path, log=tmp_path / "log"
+        "program",
+        [sys.executable, "-c", code],
+        env=dict(os.environ) | env,
+        cwd=tmp_path,
+        log=tmp_path / "log",
+        nice=nice,
     )
     program.launch()
     try:
@@ -64,6 +72,17 @@ def test_program_that_ignores_the_signal_is_killed_with_its_children(tmp_path: P
     assert len(everyone) == 2
     assert program.exit_code == -signal.SIGKILL
     assert not [member for member in everyone if member.is_alive]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may go first")
+@pytest.mark.parametrize("nice", [FIRST, LAST])
+def test_program_goes_first_or_last_among_all_sessions(tmp_path: Path, nice: int) -> None:
+    with running(tmp_path, LEAVES_A_CHILD, nice=nice) as program:
+        members = [member.pid for member in family(program.pid or 0)]
+        groups = {Path(f"/proc/{pid}/autogroup").read_text().strip() for pid in members} if SHARED_BY_SESSION else set()
+
+        assert [os.getpriority(os.PRIO_PROCESS, pid) for pid in members] == [nice, nice]
+        assert all(group.endswith(f"nice {nice}") for group in groups)
 
 
 def test_launching_again_ends_the_orphans_of_a_killed_program_first(tmp_path: Path) -> None:
