@@ -65,4 +65,4 @@ def _load_all(api: Served, rounds: int) -> list[list[Load]]:
 
 
 def _median(loads: list[Load], value: str) -> float:
-    return statistics.median(getattr(each, value) for each in loads)
+    return statistics.median(float(getattr(each, value)) for each in loads)
