@@ -6,6 +6,7 @@ little longer when they come fast.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import threading
@@ -142,9 +143,15 @@ class Recorder:
             log.exception("results_lost", messages=results.total())
             for delivery in results:
                 delivery.stop()
+        if finished:
+            self._tell_of_room()
         for delivery, count in results.items():
             delivery.note_recorded(count)
         self.on_recorded(calls)
+
+    def _tell_of_room(self) -> None:
+        with contextlib.suppress(*AWAY), self._sessions.begin() as session:
+            batches.tell_of_room(session)
 
     def _sort(self, group: _Group) -> tuple[list[tuple[int, int]], list[tuple[int, Outcome]], dict[int, gateway.Tally]]:
         """The messages accepted at once, what to write of the others, and how the gateway answered, by mailing."""

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from db import placeholders
 from db.models import MessageStatus
+from db.queries.notifications import notify_work
 
 # A batch that no worker takes in this time was lost on the way (RabbitMQ wiped, message dropped).
 UNTAKEN_LEASE_SECONDS = 30
@@ -263,13 +264,22 @@ def _write_history(session: Session, outcomes: Sequence[Outcome]) -> None:
     )
 
 
-_FINISH = sa.text("WITH gone AS (DELETE FROM batch WHERE id = ANY(:ids)) SELECT pg_notify('work', :payload)")
+_FINISH = sa.text("DELETE FROM batch WHERE id = ANY(:ids)")
 
 
 def finish(session: Session, batch_ids: Sequence[int]) -> None:
-    """Remove batches whose messages are all recorded, and wake the dispatcher."""
+    """Remove batches whose messages are all recorded; `tell_of_room` once that is committed."""
     if batch_ids:
-        session.execute(_FINISH, {"ids": list(batch_ids), "payload": ROOM})
+        session.execute(_FINISH, {"ids": list(batch_ids)})
+
+
+def tell_of_room(session: Session) -> None:
+    """Wake the dispatcher: batches are finished.
+
+    A transaction that notifies commits alone, as PostgreSQL locks all notifications until it is on disk: whoever adds a
+    mailing would wait for every group of outcomes. One that does nothing else writes nothing and is over at once.
+    """
+    notify_work(session, ROOM)
 
 
 _RECLAIM = sa.text("""

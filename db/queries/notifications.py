@@ -11,9 +11,9 @@ WITHDRAWN = "withdrawn"
 _NOTIFY = sa.select(sa.func.pg_notify(sa.bindparam("channel"), sa.bindparam("payload")))
 
 
-def notify_work(session: Session) -> None:
+def notify_work(session: Session, payload: str = "") -> None:
     """Wake the dispatcher when this transaction commits."""
-    session.execute(_NOTIFY, {"channel": WORK, "payload": ""})
+    session.execute(_NOTIFY, {"channel": WORK, "payload": payload})
 
 
 def notified_of_work() -> sa.ColumnElement[str]:

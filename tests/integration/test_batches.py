@@ -11,9 +11,10 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from db.models import Attempt, Batch, Mailing, MailingState, Message, MessageStatus, Receipt
-from db.queries import batches
+from db.queries import batches, notifications
 from db.queries.batches import Outcome
 from tests.factories import make_client, make_mailing, make_message
+from tests.integration.conftest import listening
 
 SENT = MessageStatus.SENT
 
@@ -164,6 +165,19 @@ def test_outcomes_are_written_once(session: Session, mailing: Mailing) -> None:
     assert set(history) == {second, third, fourth}  # a first success costs no row
     assert (history[third].attempt, history[third].outcome, history[third].milliseconds) == (1, "retry", 10_003)
     assert (history[fourth].attempt, session.get_one(Message, fourth).attempts) == (1, 0)
+
+
+def test_recording_does_not_notify(session: Session, engine: Engine, mailing: Mailing) -> None:
+    batch = take(session, release(session, mailing))
+    with listening(engine, "work") as wait_for:
+        record(session, batch.id, [Outcome(r.message_id, SENT, counted=True) for r in batch.recipients])
+        batches.finish(session, [batch.id])
+        session.commit()
+        batches.tell_of_room(session)
+        session.commit()
+        notifications.notify_work(session)
+        session.commit()
+        assert wait_for(2) == [batches.ROOM, ""]
 
 
 def test_a_swept_batch_goes_back_and_a_late_worker_changes_nothing(session: Session, mailing: Mailing) -> None:
