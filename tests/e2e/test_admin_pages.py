@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import sqlalchemy as sa
 
-from db.models import ApiKey, MessageStatus, Role
+from db.models import ApiKey, Mailing, MailingState, MessageStatus, Role
+from db.queries import audit
 from tests.browser import DESKTOP, PASSWORD, PEOPLE, PHONE, AdminSite, Visitor
 from tools.sample import fill
 
@@ -164,6 +166,40 @@ def test_viewer_finds_no_buttons_that_would_be_refused(visit: Callable[..., Visi
         assert refused == [], path
         forms = page.eval_on_selector_all("main form[method=post]", "forms => forms.map(form => form.action)")
         assert forms == [], path
+
+
+def test_second_click_does_not_do_the_work_twice(visit: Callable[..., Visitor], site: AdminSite) -> None:
+    visitor = visit(site).log_in(Role.OPERATOR)
+    page = visitor.page
+    page.goto("/mailings/new/")
+    page.fill("#name", "Only once")
+    page.fill("#text", "Hello")
+    page.check('input[name="when"][value="draft"]')
+    # The second when the first is on its way, and before its answer.
+    page.eval_on_selector(
+        "button.primary[value=review]", "button => { button.click(); setTimeout(() => button.click(), 20); }"
+    )
+    page.wait_for_selector("h1 >> text=Only once")
+    with site.session() as session:
+        assert session.scalar(sa.select(sa.func.count()).where(Mailing.name == "Only once")) == 1
+
+
+def test_audit_log_is_in_the_readers_words_and_time(visit: Callable[..., Visitor], site: AdminSite) -> None:
+    start = datetime(2031, 3, 4, 22, 30, tzinfo=UTC)
+    with site.session() as session:
+        audit.record(
+            session,
+            "mailing.change",
+            "mailing:77",
+            before={"state": MailingState.DRAFT, "starts_at": start, "operator_codes": []},
+            after={"state": MailingState.SCHEDULED, "starts_at": start + timedelta(hours=1), "operator_codes": ["916"]},
+        )
+    visitor = visit(site, language="ru-RU", zone="Asia/Tokyo").log_in()
+    visitor.page.goto("/audit/?subject=mailing:77")
+    shown = visitor.page.inner_text("tbody .diff").replace("\n", " ")
+    assert shown == (
+        "состояние Черновик Запланирована начало 5 мар. 2031, 07:30:00 5 мар. 2031, 08:30:00 коды оператора – 916"
+    )
 
 
 def test_new_key_is_shown_once(visit: Callable[..., Visitor], site: AdminSite) -> None:

@@ -1,4 +1,4 @@
-// What every page does: the theme's switch, the browser's time zone, filters that apply themselves.
+// What every page does: the theme's switch, the browser's time zone, filters that apply themselves, forms that are sent once.
 import "./live.js";
 
 const YEAR = 365 * 24 * 3600;
@@ -45,3 +45,17 @@ for (const form of document.querySelectorAll("form[data-autosubmit]")) {
     if (event.target.matches("select")) form.requestSubmit();
   });
 }
+
+// A second click on a button that is at work would do the work twice. After a while it may be one that means it.
+const AT_WORK_MS = 10_000;
+const sent = new WeakMap();
+document.addEventListener("submit", (event) => {
+  const form = event.target;
+  if (event.defaultPrevented || form.method !== "post") return;
+  if (performance.now() < (sent.get(form) ?? 0)) event.preventDefault();
+  else sent.set(form, performance.now() + AT_WORK_MS);
+});
+// The page that the browser's back button shows is the one that was left.
+window.addEventListener("pageshow", (event) => {
+  if (event.persisted) for (const form of document.forms) sent.delete(form);
+});
