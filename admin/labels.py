@@ -148,11 +148,26 @@ _COLUMNS = {
     "text": _("text"),
     "starts_at": _("start"),
     "ends_at": _("end"),
-    "operator_codes": _("recipients"),
-    "tags": _("recipients"),
-    "window_from": _("sending hours"),
-    "window_to": _("sending hours"),
+    "operator_codes": _("operator codes"),
+    "operator_code": _("operator code"),
+    "tags": _("tags"),
+    "window_from": _("sending hours from"),
+    "window_to": _("sending hours until"),
+    "state": _("state"),
+    "phone": _("phone"),
+    "timezone": _("time zone"),
+    "attributes": _("attributes"),
+    "opted_out_at": _("opted out"),
+    "email": _("e-mail"),
+    "role": _("role"),
+    "disabled": _("locked out"),
+    "scope": _("scope"),
+    "rows": _("rows"),
+    "columns": _("columns"),
+    "client_id": _("client"),
 }
+# What the values of some columns are called.
+_WORDS: Mapping[str, Mapping[Any, LazyString]] = {"state": STATES, "role": ROLES, "scope": SCOPES}
 
 
 def actor(stored: str) -> str:
@@ -170,14 +185,18 @@ def column(stored: str) -> str:
     return str(_COLUMNS.get(stored, stored))
 
 
-def plain_value(value: Any) -> str:
-    """A value of the audit log as people write it."""
+def plain_value(value: Any, name: str = "") -> str:
+    """A value of the audit log, of the column with this name, as people write it."""
     if value is None or value in ([], {}, ""):
         return "–"
+    if isinstance(value, bool):
+        return gettext("yes") if value else gettext("no")
+    if isinstance(value, str) and value in (words := _WORDS.get(name, {})):
+        return str(words[value])
+    if isinstance(value, dict):
+        value = [f"{key} = {each}" for key, each in value.items()]
     if isinstance(value, list):
         return ", ".join(map(str, value))
-    if isinstance(value, dict):
-        return ", ".join(f"{name} = {each}" for name, each in value.items())
     if isinstance(value, str) and _INSTANT.fullmatch(value):
         at = local(datetime.fromisoformat(value))
         return f"{day(at.date())}, {at:%H:%M:%S}"
