@@ -32,11 +32,13 @@ up-native: venv servers  ## Start everything as processes of this machine, on th
 down:  ## Stop everything, keep the data
 	@if [ -x $(PYTHON) ]; then $(PYTHON) -m tools.native down; fi
 	@tools/compose down
+	@echo "Mailings does not run any more. Its data are kept; make clean removes them."
 
 .PHONY: clean
 clean:  ## Stop everything and remove the data
 	@if [ -x $(PYTHON) ]; then $(PYTHON) -m tools.native clean; fi
 	@tools/compose clean
+	@echo "Mailings does not run any more, and its data are removed."
 
 .PHONY: logs
 logs:  ## Follow the logs

@@ -56,6 +56,16 @@ def test_both_ways_of_starting_give_postgresql_the_same_settings(services: dict[
     assert dict(argument.removeprefix("-c").split("=") for argument in arguments) == POSTGRESQL_SETTINGS
 
 
+@pytest.mark.parametrize("module", ["api", "admin", "sender", "reporter", "db", "simulator", "bench"])
+def test_every_program_explains_itself_without_any_settings(module: str) -> None:
+    asked = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=ROOT, env={}, capture_output=True, text=True, check=False
+    )
+
+    assert (asked.returncode, asked.stderr) == (0, "")
+    assert asked.stdout.startswith(f"usage: python -m {module}")
+
+
 def test_compose_publishes_ports_on_the_loopback_only(services: dict[str, Any]) -> None:
     published = [port for service in services.values() for port in service.get("ports", [])]
 
