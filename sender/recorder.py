@@ -143,14 +143,16 @@ class Recorder:
             log.exception("results_lost", messages=results.total())
             for delivery in results:
                 delivery.stop()
-        if finished:
-            self._tell_of_room()
+            finished.clear()
         for delivery, count in results.items():
             delivery.note_recorded(count)
         self.on_recorded(calls)
+        if finished:
+            self._tell_of_room()
 
     def _tell_of_room(self) -> None:
-        with contextlib.suppress(*AWAY), self._sessions.begin() as session:
+        # A hint: a dispatcher that misses it looks by itself soon.
+        with contextlib.suppress(SQLAlchemyError), self._sessions.begin() as session:
             batches.tell_of_room(session)
 
     def _sort(self, group: _Group) -> tuple[list[tuple[int, int]], list[tuple[int, Outcome]], dict[int, gateway.Tally]]:
