@@ -89,7 +89,7 @@ def rates(session: Session, mailing_ids: Iterable[int], now: datetime) -> Mappin
 
 _RESTING = sa.text(f"""
     SELECT id, due_at FROM mailing, LATERAL {NEXT_DUE} AS next (due_at)
-    WHERE id = ANY(:ids) AND state = 'running' AND due_at > :from
+    WHERE id = ANY(:ids) AND state = 'running' AND due_at > :from AND due_at < ends_at
 """)
 
 
