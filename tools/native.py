@@ -214,14 +214,15 @@ def main() -> int:
     parser.add_argument("--env-file", type=Path, default=ROOT / ".env", help="settings below those of the environment")
     options, others = parser.parse_known_args()
     local = Local(options.directory.absolute(), options.env_file.absolute())
-    if options.command in COMMANDS_WITH_ARGUMENTS:
-        return COMMANDS_WITH_ARGUMENTS[options.command](local, others)
-    if others:
+    if others and options.command not in COMMANDS_WITH_ARGUMENTS:
         parser.error(f"unknown: {' '.join(others)}")
     try:
+        if options.command in COMMANDS_WITH_ARGUMENTS:
+            return COMMANDS_WITH_ARGUMENTS[options.command](local, others)
         return COMMANDS[options.command](local)
     except KeyboardInterrupt:
-        print("\nInterrupted. What was begun goes on in the background; see make status.", file=sys.stderr)
+        goes_on = " What was begun goes on in the background; see make status." if options.command == "up" else ""
+        print(f"\nInterrupted.{goes_on}", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
