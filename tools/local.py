@@ -55,7 +55,7 @@ class Local:
 
     @property
     def environment(self) -> Path:
-        """The settings of the running services, secrets included, for `make report`."""
+        """The settings of the running services, secrets included, for `make report` and others."""
         return self.path / "environment.json"
 
     @property
