@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 from bench.api import MAILING, Endpoint, Served, load, serve
 from bench.figures import Figure
@@ -13,6 +14,7 @@ from bench.load import Load
 from bench.machinery import Bench, MeasurementError
 from bench.system import System
 from db.models import MessageStatus
+from db.queries import mailings
 from tools.processes import wait_until
 
 SECTION = "api_while_sending"
@@ -28,22 +30,24 @@ ENDPOINTS = (
 
 def run(bench: Bench) -> Iterator[Figure]:
     """Measure both endpoints at rest, then again while a mailing is on its way that outlasts the measurement."""
-    messages = bench.size(400_000, 100_000)
+    messages = bench.size(800_000, 300_000)
     with (
         SimulatorGateway() as gateway,
         bench.database(messages) as database,
-        System(bench, database, gateway) as system,
+        System(bench, database, gateway),
         serve(bench, database, "api") as api,
     ):
         rounds = bench.size(3, 1)
         idle = _load_all(api, rounds)
         mailing_id = database.add_mailing()
-        if not wait_until(lambda: database.count(mailing_id, MessageStatus.SENT) > 0, 30):
-            raise MeasurementError("nothing was sent within 30 s")
+        written = "SELECT materialised_at FROM mailing WHERE id = %s"
+        if not wait_until(lambda: database.scalar(written, mailing_id) is not None, 60):
+            raise MeasurementError("the messages were not written within 60 s")
         busy = _load_all(api, rounds)
         if not database.count(mailing_id, MessageStatus.PENDING, MessageStatus.SENDING):
             raise MeasurementError("the mailing ended before the measurement: more messages are needed")
-        system.wait_for_end(mailing_id, 900.0)
+        with database.session() as session:
+            mailings.control(session, mailing_id, "cancel", datetime.now(UTC))
     for endpoint, at_rest, under_load in zip(ENDPOINTS, idle, busy, strict=True):
         rates = [_median(loads, "rate") for loads in (under_load, at_rest)]
         for value in ("p50", "p99"):

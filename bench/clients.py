@@ -11,7 +11,7 @@ from bench.figures import Figure, format_number
 from bench.gateways import Gateway, NginxGateway
 from bench.load import send_like_us
 from bench.machinery import ENVIRONMENT, PYTHON, ROOT, Bench, MeasurementError
-from bench.system import default_concurrency
+from common.settings import CONCURRENCY
 
 SECTION = "clients"
 TITLE = "HTTP clients alone, one process each"
@@ -89,7 +89,7 @@ def _call(gateway: Gateway, client: str, calls: int) -> tuple[float, str]:
     """Calls per second, and what else is to be said of them."""
     # Ours handles what happens within a few milliseconds together, so it needs more calls in flight than a client that
     # turns to each answer at once; it gets what it has by default, of which it does not use all with such a gateway.
-    in_flight = default_concurrency() if client == "ours" else IN_FLIGHT
+    in_flight = CONCURRENCY if client == "ours" else IN_FLIGHT
     gateway.forget()
     finished = subprocess.run(
         [PYTHON, "-m", "bench.client_calls", client, gateway.url, str(calls), str(in_flight)],

@@ -14,7 +14,7 @@ from bench.machinery import ENVIRONMENT, PYTHON, ROOT, Bench, Database, Measurem
 from bench.system import System
 from bench.throughput import RATE_UNIT
 from tools import usage
-from tools.processes import Process, tail, wait_until
+from tools.processes import LAST, Process, tail, wait_until
 
 SECTION = "references"
 TITLE = "Beside other designs"
@@ -117,6 +117,7 @@ def _measure(bench: Bench, reference: Reference, gateway: Gateway, messages: int
             cwd=ROOT,
             log=bench.directory / f"{reference.module}-{time.monotonic_ns()}.log",
             dies_with_parent=True,
+            nice=LAST,
         )
         process.launch()
         try:

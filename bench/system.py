@@ -12,7 +12,6 @@ import pika
 
 from bench.gateways import Gateway
 from bench.machinery import ENVIRONMENT, PYTHON, ROOT, START_SECONDS, Bench, Database, MeasurementError
-from common.settings import load
 from db.models import MailingState
 from sender.broker import BATCHES_QUEUE, IMPORTS_QUEUE
 from tools import usage
@@ -186,11 +185,6 @@ def _forget_queues(url: str) -> None:
         for queue in (BATCHES_QUEUE, IMPORTS_QUEUE):
             for suffix in ("", ".DQ", ".XQ"):
                 connection.channel().queue_delete(f"{queue}{suffix}")
-
-
-def default_concurrency() -> int:
-    """The calls that one sending process may have in flight, unless told otherwise."""
-    return load().gateway_concurrency
 
 
 def _pids(processes: list[Process]) -> list[int]:

@@ -11,7 +11,8 @@ from bench.figures import Figure
 from bench.gateways import Gateway, NginxGateway, SimulatorGateway
 from bench.load import Load, send_like_us
 from bench.machinery import Bench
-from bench.system import Sending, System, default_concurrency
+from bench.system import Sending, System
+from common.settings import CONCURRENCY
 
 SECTION = "throughput"
 TITLE = "Throughput of the whole system, two sending processes"
@@ -59,7 +60,7 @@ def scenarios(bench: Bench) -> list[Scenario]:
 
 def _connections(latency_ms: int) -> int:
     """As many as we may have in flight, but no more than the simulator has work for: too many make wrk slower."""
-    return min(SENDING_PROCESSES * default_concurrency(), latency_ms * SIMULATOR_PER_MILLISECOND)
+    return min(SENDING_PROCESSES * CONCURRENCY, latency_ms * SIMULATOR_PER_MILLISECOND)
 
 
 def figures(name: str, sending: Sending, reference: float | None, reference_name: str) -> Iterator[Figure]:

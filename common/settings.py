@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 from environs import EnvError, EnvValidationError, FileAwareEnv
 from marshmallow.validate import OneOf, Range
 
+CONCURRENCY = 2000  # of a sending process, unless GATEWAY_CONCURRENCY tells otherwise
+
 _COMMA_OUTSIDE_QUOTES = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')
 _ADDRESS = r"""[^@\s<>(),;:"\[\]\\]+@[^@\s<>(),;:"\[\]\\.]+(?:\.[^@\s<>(),;:"\[\]\\.]+)*"""
 _MAIL_ADDRESS = re.compile(rf'(?:(?P<name>"[^"<>]*"\s*|[^"<>]*)<(?P<named>{_ADDRESS})>|(?P<bare>{_ADDRESS}))')
@@ -147,7 +149,7 @@ def load() -> Settings:
         gateway_token=_read("GATEWAY_TOKEN", env.str, None),
         gateway_rate_limit=_read("GATEWAY_RATE_LIMIT", env.int, 0, validate=Range(min=0, max=1_000_000)),
         gateway_timeout=_read("GATEWAY_TIMEOUT", env.float, 10.0, validate=Range(min=0.1, max=300)),
-        gateway_concurrency=_read("GATEWAY_CONCURRENCY", env.int, 2000, validate=Range(min=1, max=20_000)),
+        gateway_concurrency=_read("GATEWAY_CONCURRENCY", env.int, CONCURRENCY, validate=Range(min=1, max=20_000)),
         gateway_max_attempts=_read("GATEWAY_MAX_ATTEMPTS", env.int, 20, validate=Range(min=1, max=1000)),
         default_timezone=_read("DEFAULT_TIMEZONE", env.str, "Europe/Moscow", check=_timezone),
         listen_address=_read("LISTEN_ADDRESS", env.str, "127.0.0.1"),
