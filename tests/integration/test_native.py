@@ -161,16 +161,20 @@ def test_interrupted_start_goes_on_and_says_so(tmp_path: Path) -> None:
             "AMQP_URL": "amqp://127.0.0.1:9",
         }
         up = native.launch("up", **servers)
-        assert wait_until((native.local.logs / "migrate.log").exists, timeout=30)
-        up.send_signal(signal.SIGINT)
-        _, complaint = up.communicate(timeout=10)
+        try:
+            assert wait_until((native.local.logs / "migrate.log").exists, timeout=30)
+            up.send_signal(signal.SIGINT)
+            _, complaint = up.communicate(timeout=10)
+            went_on = native.local.members()
+        finally:
+            down = native.run("down")
 
-        assert up.returncode == 130
-        assert complaint.strip().startswith("Interrupted.")
-        assert "Traceback" not in complaint
-        assert native.local.members()
-        assert native.run("down").returncode == 0
-        assert native.local.members() == []
+    assert up.returncode == 130
+    assert complaint.strip().startswith("Interrupted.")
+    assert "Traceback" not in complaint
+    assert went_on
+    assert down.returncode == 0
+    assert native.local.members() == []
 
 
 @pytest.mark.parametrize(
