@@ -18,7 +18,8 @@ from pathlib import Path
 FREE_PORTS = range(20_000, 32_000)
 LOG_ROTATION_BYTES = 10_000_000
 
-# The niceness of pages and API, and of the sender: docker-compose.yml says the same with cpu_shares.
+# The niceness of pages and API, and of the sender. Farther apart than the shares in docker-compose.yml: each connection
+# of PostgreSQL is a session of its own here and keeps the usual weight, which the sender's have, too.
 FIRST = -10
 LAST = 5
 
