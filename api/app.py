@@ -113,8 +113,7 @@ def create_app(settings: Settings, threads: int = 8) -> Flask:
     app.url_map.merge_slashes = False  # It would redirect, in HTML.
     app.url_map.converters["id"] = _IdConverter
     database.init_app(app)
-    metrics.measure(app)
-    _identify_requests(app)
+    _observe(app)
     auth.protect(app)
     api = errors.Api(app)
     errors.register(app)
@@ -125,27 +124,31 @@ def create_app(settings: Settings, threads: int = 8) -> Flask:
     return app
 
 
-def _identify_requests(app: Flask) -> None:
-    """A log line and an id for every request."""
+def _observe(app: Flask) -> None:
+    """An id, a log line and a place in the metrics for every request."""
 
     @app.before_request
-    def bind() -> None:
+    def begin() -> None:
+        g.began = time.perf_counter()
         given = request.headers.get("X-Request-ID", "")
         g.request_id = given if _REQUEST_ID.match(given) else uuid.uuid4().hex
         structlog.contextvars.bind_contextvars(request_id=g.request_id)
 
     @app.after_request
     def finish(response: Response) -> Response:
-        response.headers["X-Request-ID"] = g.request_id
-        caller = g.get("caller")
+        seconds = time.perf_counter() - g.began
         # The route, not the path: paths hold ids at most, but query strings hold phones.
+        route = request.url_rule.rule if request.url_rule else None
+        caller = g.get("caller")
+        response.headers["X-Request-ID"] = g.request_id
+        metrics.count(request.method, route, response.status_code, seconds)
         log.info(
             "request",
             method=request.method,
-            route=request.url_rule.rule if request.url_rule else None,
+            route=route,
             **(request.view_args or {}),
             status=response.status_code,
-            milliseconds=round((time.perf_counter() - g.began) * 1000, 1),
+            milliseconds=round(seconds * 1000, 1),
             key_id=caller.key_id if caller else None,
         )
         structlog.contextvars.unbind_contextvars("request_id")
