@@ -166,8 +166,9 @@ def test_numbers_and_mailings_never_touch_the_messages(reading: Session, name: s
 
 
 def test_what_is_due_next_is_one_step_into_an_index_for_each_mailing(reading: Session) -> None:
-    reading.execute(sa.update(Mailing).values(state=MailingState.RUNNING, finished_at=None))
     later = now() + timedelta(hours=1)
+    ends_at = later + timedelta(hours=1)
+    reading.execute(sa.update(Mailing).values(state=MailingState.RUNNING, finished_at=None, ends_at=ends_at))
     waiting = {"status": MessageStatus.PENDING, "next_attempt_at": later, "sent_at": None, "last_error": None}
     reading.execute(sa.update(Message).where(Message.mailing_id == 2).values(waiting))
 
