@@ -19,8 +19,11 @@ class Size(NamedTuple):
     bytes: int
 
 
+# A new table was never analyzed, which reltuples tells by -1; of it the rows added since the start of the statistics.
 _SIZES = sa.text("""
-    SELECT relname, greatest(reltuples, 0)::bigint, pg_total_relation_size(oid) FROM pg_class
+    SELECT relname, CASE WHEN reltuples < 0 THEN pg_stat_get_live_tuples(oid) ELSE reltuples::bigint END,
+           pg_total_relation_size(oid)
+    FROM pg_class
     WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace
     ORDER BY 3 DESC LIMIT :shown
 """)

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from admin.app import create_app
 from db.models import DeliveryState, GatewayState, Mailing, MailingState, MessageStatus, ReportDelivery, Role
-from db.queries import audit, gateway, users
+from db.queries import audit, gateway, machinery, users
 from tests.factories import make_client, make_mailing, make_message, settings_for
 from tests.integration.test_admin_access import PASSWORD, send
 
@@ -91,6 +91,16 @@ def test_a_mailing_that_waits_for_sending_hours_says_until_when(database_url: st
         assert "the rest waits until" in text
         assert ":17</time>" in text
         assert " left" not in text
+
+
+def test_the_system_page_knows_the_rows_of_tables_that_are_new(session: Session) -> None:
+    for _ in range(3):
+        make_client(session)
+    session.commit()
+    session.execute(sa.text("SELECT pg_stat_force_next_flush()"))
+    session.commit()
+
+    assert {size.table: size.rows for size in machinery.sizes(session, 50)}["client"] == 3
 
 
 def test_the_audit_log_tells_times_on_the_readers_clock(database_url: str, session: Session) -> None:
