@@ -128,7 +128,7 @@ def _write_messages(session: Session, mailing_id: int, audience: int, amounts: d
             " (mailing_id, client_id, status, attempts, created_at, sent_at, next_attempt_at, last_error)"
             " SELECT :mailing_id, n, status, (status NOT IN ('pending', 'cancelled'))::int, :at,"
             "  CASE WHEN status IN ('sent', 'delivered') THEN CAST(:at AS timestamptz) + n * interval '5 ms' END,"
-            "  CASE WHEN status = 'pending' THEN CAST(:at AS timestamptz) + interval '1 hour' END,"
+            "  CASE WHEN status = 'pending' THEN :at END,"
             "  CASE status WHEN 'failed' THEN (CAST(:reasons AS text[]))[1 + n % 6] WHEN 'expired' THEN 'ended'"
             "   WHEN 'cancelled' THEN 'cancelled' END"
             " FROM generate_series(1, :audience) AS n, LATERAL (SELECT coalesce((CAST(:statuses AS text[]))"
