@@ -72,7 +72,7 @@ class System:
             **gateway.environment,
         }
         self.dispatchers = [self._process(f"dispatcher-{n}", module, "dispatcher") for n in range(dispatchers)]
-        self.senders = [self._process(f"sender-{n}", module, role) for n in range(senders)]
+        self.senders = [self._process(f"sender-{n}", module, role, nice=LAST) for n in range(senders)]
         each = sending_processes if role == "worker" else 1
         self._expected = {"dispatcher": dispatchers, "sender": senders * each}
 
@@ -160,7 +160,7 @@ class System:
             )
             raise MeasurementError(f"after {patience_seconds:.0f} s the mailing is {state()}, its messages {counts}")
 
-    def _process(self, name: str, *module: str) -> Process:
+    def _process(self, name: str, *module: str, nice: int = 0) -> Process:
         return Process(
             name=name,
             argv=[PYTHON, "-m", *module],
@@ -168,7 +168,7 @@ class System:
             cwd=ROOT,
             log=self._logs / f"{name}.log",
             dies_with_parent=True,
-            nice=LAST if module[-1] != "dispatcher" else 0,
+            nice=nice,
         )
 
     def _alive(self) -> dict[str, int]:
