@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterator
 
@@ -82,12 +81,6 @@ def exposition() -> tuple[bytes, str]:
 
 def count(method: str, route: str | None, status: int, seconds: float) -> None:
     """Count and time a request, by its route and never by its path: ids are no labels."""
-    requests, times = _of(method if method in METHODS else "other", route or "none", status)
-    requests.inc()
-    times.observe(seconds)
-
-
-@functools.cache
-def _of(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
-    """What is looked up under these labels; there are few of them, and looking up takes longer than counting."""
-    return REQUESTS.labels(method, route, status), SECONDS.labels(route)
+    route = route or "none"
+    REQUESTS.labels(method if method in METHODS else "other", route, status).inc()
+    SECONDS.labels(route).observe(seconds)
