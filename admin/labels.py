@@ -9,7 +9,7 @@ from typing import Any
 
 from flask import Flask
 
-from admin.locale import day, local
+from admin.locale import to_the_second
 from admin.texts import LazyString, gettext
 from admin.texts import lazy_gettext as _
 from admin.texts import lazy_pgettext as _in
@@ -198,8 +198,7 @@ def plain_value(value: Any, name: str = "") -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     if isinstance(value, str) and _INSTANT.fullmatch(value):
-        at = local(datetime.fromisoformat(value))
-        return f"{day(at.date())}, {at:%H:%M:%S}"
+        return to_the_second(datetime.fromisoformat(value))
     return str(value)
 
 

@@ -93,11 +93,14 @@ def exact_moment(instant: datetime | None) -> Markup:
     """The same to the second."""
     if instant is None:
         return Markup("–")
-    at = local(instant)
     exact = instant.astimezone(UTC).isoformat(timespec="milliseconds")
-    return Markup('<time datetime="{}" title="{}">{}, {:%H:%M:%S}</time>').format(
-        exact, zone_label(instant), day(at.date()), at
-    )
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(exact, zone_label(instant), to_the_second(instant))
+
+
+def to_the_second(instant: datetime) -> str:
+    """Date and time on this person's clock, without markup."""
+    at = local(instant)
+    return f"{day(at.date())}, {at:%H:%M:%S}"
 
 
 def day(value: date) -> str:

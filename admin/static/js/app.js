@@ -1,4 +1,5 @@
-// What every page does: the theme's switch, the browser's time zone, filters that apply themselves, forms that are sent once.
+// What every page does: the theme's switch, the browser's time zone, filters that apply themselves, forms that are
+// sent once.
 import "./live.js";
 
 const YEAR = 365 * 24 * 3600;
