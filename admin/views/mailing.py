@@ -148,7 +148,7 @@ def _fragments(mailing: Mailing) -> dict[str, str]:
     now = datetime.now(UTC)
     counts = statistics.of_mailing(session(), mailing.id)
     rate = dashboard.rates(session(), [mailing.id], now).get(mailing.id, 0.0)
-    resting_until = None if counts["sending"] else dashboard.resting(session(), [mailing.id], now).get(mailing.id)
+    resting_until = dashboard.resting(session(), [mailing.id], now).get(mailing.id)
     left = counts["pending"] + counts["sending"]
     reasons = failures.ranked(session(), mailing.id) if counts["failed"] else []
     history = audit.page(session(), audit.Filter(subject=f"mailing:{mailing.id}"), None, HISTORY_SHOWN)
@@ -168,7 +168,6 @@ def _fragments(mailing: Mailing) -> dict[str, str]:
             left=left,
             rate=rate,
             resting_until=resting_until,
-            seconds_left=left / rate if rate and left else None,
             statuses=MessageStatus,
         ),
         "reasons": part("mailing_reasons", mailing=mailing, reasons=reasons, failed=counts["failed"]),

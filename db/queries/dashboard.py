@@ -90,11 +90,15 @@ def rates(session: Session, mailing_ids: Iterable[int], now: datetime) -> Mappin
 _RESTING = sa.text(f"""
     SELECT id, due_at FROM mailing, LATERAL {NEXT_DUE} AS next (due_at)
     WHERE id = ANY(:ids) AND state = 'running' AND due_at > :from AND due_at < ends_at
+      AND NOT EXISTS (SELECT FROM batch WHERE mailing_id = mailing.id)
 """)
 
 
 def resting(session: Session, mailing_ids: Iterable[int], now: datetime) -> Mapping[int, datetime]:
-    """Which of these mailings run with nothing due for a while yet, for sending hours or new attempts, until when."""
+    """Which of these mailings run with nothing under way or due for a while yet, and when that ends.
+
+    They wait for sending hours, or for new attempts.
+    """
     rows = session.execute(_RESTING, {"ids": list(mailing_ids), "from": now + RESTING_FROM})
     return {row.id: row.due_at for row in rows}
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from admin.app import create_app
 from db.models import DeliveryState, GatewayState, Mailing, MailingState, MessageStatus, ReportDelivery, Role
-from db.queries import audit, gateway, machinery, users
+from db.queries import audit, batches, gateway, machinery, users
 from tests.factories import make_client, make_mailing, make_message, settings_for
 from tests.integration.test_admin_access import PASSWORD, send
 
@@ -88,9 +88,19 @@ def test_a_mailing_that_waits_for_sending_hours_says_until_when(database_url: st
 
     for page in ("/", f"/mailings/{mailing.id}/"):
         text = client.get(page).get_data(as_text=True)
-        assert "the rest waits until" in text
+        assert "the next go" in text
         assert ":17</time>" in text
         assert " left" not in text
+
+    make_message(
+        session, mailing, make_client(session), status=MessageStatus.PENDING, next_attempt_at=datetime.now(UTC)
+    )
+    session.commit()
+    assert batches.release(session, mailing.id, 10)
+    session.commit()
+
+    for page in ("/", f"/mailings/{mailing.id}/"):
+        assert "the next go" not in client.get(page).get_data(as_text=True)
 
 
 def test_the_system_page_knows_the_rows_of_tables_that_are_new(session: Session) -> None:
