@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 from db.models import GatewayState
 from db.queries.gateway import Tally
@@ -32,20 +33,45 @@ def reason_of(tallies: Mapping[int, Tally]) -> str | None:
     return max((tally.reason for tally in tallies.values() if tally.reason), default=None)
 
 
-def is_failing(windows: Sequence[Mapping[int, Tally]], under_way: Collection[int], closed_for: float) -> bool:
-    """Whether most calls of every mailing under way failed lately; the windows are the shortest first.
+def is_suspect(windows: Sequence[Mapping[int, Tally]], under_way: AbstractSet[int]) -> bool:
+    """Whether most calls failed lately of every mailing under way that was heard; the windows are the shortest first.
 
     One mailing whose calls succeed proves the gateway alive: another that fails entirely is then not its fault. So
-    each is judged by the newest of its calls that are enough to judge by, and shortly after the breaker closed
-    (`closed_for` seconds ago) those that were not heard yet get the time to be.
+    each is judged by the newest of its calls that are enough to judge by.
     """
-    heard = {mailing_id: tally for mailing_id in windows[-1] if (tally := _newest(windows, mailing_id))}
+    heard = _heard(windows)
     concerned = {mailing_id: tally for mailing_id, tally in heard.items() if mailing_id in under_way} or heard
     if sum(tally.answered + tally.troubled for tally in concerned.values()) < ENOUGH_CALLS:
         return False
-    if closed_for < HEARING_SECONDS and any(mailing_id not in heard for mailing_id in under_way):
+    return all(map(is_troubled, concerned.values()))
+
+
+def is_failing(windows: Sequence[Mapping[int, Tally]], under_way: AbstractSet[int], suspected_for: float) -> bool:
+    """Whether the gateway is suspect and every mailing was heard, or had the time to be since that began, in seconds.
+
+    A mailing that has only just begun, or begun again, may be the one that proves the gateway alive.
+    """
+    if not is_suspect(windows, under_way):
         return False
-    return all(tally.troubled >= FAILURE_RATIO * (tally.answered + tally.troubled) for tally in concerned.values())
+    return suspected_for >= HEARING_SECONDS or under_way <= _heard(windows).keys()
+
+
+def is_troubled(tally: Tally) -> bool:
+    """Whether most of these calls failed."""
+    return tally.troubled >= FAILURE_RATIO * (tally.answered + tally.troubled)
+
+
+def mailing_to_probe(due: Iterable[int], lately: Mapping[int, Tally], last_served: Mapping[int, int]) -> int:
+    """The due mailing whose message asks whether the gateway is back.
+
+    One whose calls do not all fail by themselves finds it alive at once; among equals they take turns.
+    """
+    troubled = {mailing_id for mailing_id, tally in lately.items() if is_troubled(tally)}
+    return min(due, key=lambda mailing_id: (mailing_id in troubled, last_served.get(mailing_id, 0)))
+
+
+def _heard(windows: Sequence[Mapping[int, Tally]]) -> dict[int, Tally]:
+    return {mailing_id: tally for mailing_id in windows[-1] if (tally := _newest(windows, mailing_id))}
 
 
 def _newest(windows: Sequence[Mapping[int, Tally]], mailing_id: int) -> Tally | None:

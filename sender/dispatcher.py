@@ -69,6 +69,7 @@ class Dispatcher:
         self._sweep_from = 0.0
         self._next_tidy = 0.0
         self._next_breaker = 0.0
+        self._suspected_at: float | None = None  # monotonic, since when all that is heard of the gateway is trouble
         self._gateway = GatewayState.CLOSED
         self._pace: float | None = None
         self._last_served: dict[int, int] = {}  # mailing id: the number of the turn in which it got its last batch
@@ -247,14 +248,20 @@ class Dispatcher:
         lately = gateway.recent(session, breaker.WINDOWS_SECONDS[-1], row.changed_at)
         if any(tally.blocked for tally in lately.values()):
             return self._set_gateway(session, GatewayState.BLOCKED, breaker.reason_of(lately))
-        if any(tally.troubled for tally in lately.values()) and self._is_failing(session, row):
+        if not any(tally.troubled for tally in lately.values()):
+            self._suspected_at = None
+        elif self._is_failing(session, row):
             return self._set_gateway(session, GatewayState.OPEN, breaker.reason_of(lately))
         return row.state
 
     def _is_failing(self, session: Session, row: gateway.GatewayRow) -> bool:
         windows = [gateway.recent(session, seconds, row.changed_at) for seconds in breaker.WINDOWS_SECONDS]
         under_way = batches.outstanding(session).keys() | audience.due(session)
-        return breaker.is_failing(windows, under_way, (row.now - row.changed_at).total_seconds())
+        if not breaker.is_suspect(windows, under_way):
+            self._suspected_at = None
+            return False
+        self._suspected_at = self._suspected_at or time.monotonic()
+        return breaker.is_failing(windows, under_way, time.monotonic() - self._suspected_at)
 
     def _heed_probes(self, session: Session, row: gateway.GatewayRow) -> GatewayState:
         """Close by what probes heard. Before the first, only calls from before the trouble are still answered."""
@@ -267,6 +274,7 @@ class Dispatcher:
         return row.state
 
     def _set_gateway(self, session: Session, state: GatewayState, reason: str | None) -> GatewayState:
+        self._suspected_at = None
         gateway.set_state(session, state, reason, breaker.probe_seconds(state))
         level = log.info if state is GatewayState.CLOSED else log.error
         level("gateway_state", state=state.value, reason=reason)
@@ -292,7 +300,8 @@ class Dispatcher:
         due = self._commit(audience.due)
         if interval is None or not due or not self._commit(partial(gateway.claim_probe, interval_seconds=interval)):
             return False
-        mailing_id = min(due, key=lambda m: self._last_served.get(m, 0))
+        lately = self._commit(partial(gateway.recent, seconds=breaker.WINDOWS_SECONDS[-1]))
+        mailing_id = breaker.mailing_to_probe(due, lately, self._last_served)
         return self._release(mailing_id, 1, is_probe=True)
 
     # Housekeeping -------------------------------------------------------------------------------------------------

@@ -79,12 +79,13 @@ def read(session: Session) -> GatewayRow:
     return GatewayRow(GatewayState(row[0]), *row[1:])
 
 
-def recent(session: Session, seconds: float, since: datetime) -> dict[int, Tally]:
+def recent(session: Session, seconds: float, since: datetime | None = None) -> dict[int, Tally]:
     """The answers of the last seconds, but not from before `since`, by mailing."""
     rows = session.execute(
         sa.text(
             "SELECT mailing_id, sum(answered), sum(troubled), sum(slowed), sum(blocked), max(reason) FROM gateway_tally"
-            " WHERE at > greatest(now() - make_interval(secs => :seconds), :since) GROUP BY mailing_id"
+            " WHERE at > greatest(now() - make_interval(secs => :seconds), CAST(:since AS timestamptz))"
+            " GROUP BY mailing_id"
         ),
         {"seconds": seconds, "since": since},
     )

@@ -199,6 +199,27 @@ def test_a_mailing_in_trouble_does_not_slow_another(make_system: SystemMaker, tr
         assert other.finished_after < alone.finished_after * 2.5 + 3, note
 
 
+@pytest.mark.faults
+def test_a_mailing_that_begins_while_another_keeps_the_breaker_open_closes_it(make_system: SystemMaker) -> None:
+    with make_system(gateway_concurrency=1000) as system:
+        system.simulator.control({"kind": "reset", "phones": ["7917*"]}, LATENCY)
+        troubled = system.start_mailing(20_000, "917")
+        system.wait(lambda: gateway_state(system)[0] == "open", 30)
+        other = system.start_mailing(6_000, "918")
+        system.wait(lambda: gateway_state(system)[0] == "closed", 5)  # By the first probe, which is within 2 s.
+        system.wait_for_end(other)
+        note = f"the other of 6,000 took {other.finished_after:.1f} s"
+        assert system.call("POST", f"/mailing/{troubled.id}/cancel/").status_code == 200
+        system.check(
+            troubled,
+            "a mailing begins beside one in trouble",
+            statuses=("cancelled", "failed"),
+            note=note,
+            repeats=None,
+        )
+        system.check_sums(other, ("sent",))
+
+
 def rate_after(system: System, instant: float) -> float:
     """Arrivals per second in the two seconds after an instant of `time.time()`."""
     return system.rate_between(instant, instant + 2)

@@ -7,7 +7,7 @@ import pytest
 from db.queries.gateway import Tally
 from sender import breaker
 
-LONG_CLOSED = 60.0
+LONG_SUSPECTED = 60.0
 
 
 @pytest.mark.parametrize(
@@ -24,27 +24,27 @@ LONG_CLOSED = 60.0
     ],
 )
 def test_the_breaker_opens_when_most_calls_of_every_mailing_fail(tallies: dict[int, Tally], failing: bool) -> None:
-    assert breaker.is_failing([tallies, tallies, tallies], tallies.keys(), LONG_CLOSED) is failing
+    assert breaker.is_failing([tallies, tallies, tallies], tallies.keys(), LONG_SUSPECTED) is failing
 
 
 def test_a_mailing_that_was_heard_a_while_ago_still_proves_the_gateway_alive() -> None:
     failing, fine = Tally(troubled=100), Tally(answered=100)
     # The second is between two groups of answers: the shortest window knows nothing of it.
-    assert not breaker.is_failing([{1: failing}, {1: failing, 2: fine}, {1: failing, 2: fine}], {1, 2}, LONG_CLOSED)
+    assert not breaker.is_failing([{1: failing}, {1: failing, 2: fine}, {1: failing, 2: fine}], {1, 2}, LONG_SUSPECTED)
 
 
 def test_a_mailing_that_has_ended_proves_nothing() -> None:
     failing, fine = Tally(troubled=100), Tally(answered=100)
-    assert breaker.is_failing([{1: failing}, {1: failing, 2: fine}, {1: failing, 2: fine}], {1}, LONG_CLOSED)
+    assert breaker.is_failing([{1: failing}, {1: failing, 2: fine}, {1: failing, 2: fine}], {1}, LONG_SUSPECTED)
 
 
 def test_an_outage_shows_in_the_newest_calls_of_every_mailing() -> None:
     newest = {1: Tally(troubled=50), 2: Tally(troubled=3)}
     whole = {1: Tally(answered=9_000, troubled=50), 2: Tally(answered=90, troubled=3)}
-    assert breaker.is_failing([newest, whole, whole], {1, 2}, LONG_CLOSED)
+    assert breaker.is_failing([newest, whole, whole], {1, 2}, LONG_SUSPECTED)
 
 
-def test_after_closing_every_mailing_under_way_is_heard_first() -> None:
+def test_every_mailing_under_way_is_heard_first() -> None:
     windows = [{1: Tally(troubled=100)}] * 3
     assert not breaker.is_failing(windows, {1, 2}, breaker.HEARING_SECONDS / 2)
     assert breaker.is_failing(windows, {1, 2}, breaker.HEARING_SECONDS * 2)
@@ -67,3 +67,11 @@ def test_the_pace_climbs_until_it_limits_nothing() -> None:
         pace = breaker.raised_pace(pace, None)
         seconds += 1
     assert seconds < 60
+
+
+def test_a_mailing_whose_calls_do_not_all_fail_is_probed_first_and_equals_take_turns() -> None:
+    lately = {1: Tally(troubled=1), 2: Tally(troubled=3), 3: Tally(answered=5)}
+    last_served = {1: 4, 2: 7, 3: 9}
+    assert breaker.mailing_to_probe({1, 2, 3, 4}, lately, last_served) == 4
+    assert breaker.mailing_to_probe({1, 2, 3}, lately, last_served) == 3
+    assert breaker.mailing_to_probe({1, 2}, lately, last_served) == 1
