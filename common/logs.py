@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import traceback
@@ -35,7 +36,7 @@ def configure(level: str, log_format: str, service: str) -> None:
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
-        logger_factory=structlog.PrintLoggerFactory(),
+        logger_factory=_Printer,
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stdout)
@@ -52,6 +53,20 @@ def configure(level: str, log_format: str, service: str) -> None:
     # Eight lines and stack traces for each attempt to reach a broker that is away; who calls it says so in one.
     logging.getLogger("pika").setLevel(logging.CRITICAL)
     logging.captureWarnings(capture=True)
+
+
+class _Printer(structlog.PrintLogger):
+    """Standard output, which may be a file on a full disk: the line is lost then, and the work it tells of goes on."""
+
+    def __init__(self, *_: object) -> None:
+        super().__init__()
+
+    def msg(self, message: str) -> None:
+        """Print one line, if that is possible."""
+        with contextlib.suppress(OSError):
+            super().msg(message)
+
+    debug = info = warning = error = critical = msg
 
 
 def _to_json(event: dict[str, Any], **_options: Any) -> str:

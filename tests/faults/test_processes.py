@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SystemMaker
-from tests.system import CONCURRENCY, SENDING_PROCESSES, System
+from tests.system import CONCURRENCY, LATENCY, SENDING_PROCESSES, System
 from tools.processes import Process, Running, family, look_up, wait_until
 
 MESSAGES = 20_000
@@ -154,6 +155,24 @@ def test_two_of_every_process_send_each_message_once(make_system: SystemMaker) -
     with make_system(dispatchers=2, senders=2) as system:
         mailing = system.start_mailing(MESSAGES)
         system.check(mailing, "two of every process, nothing broken")
+
+
+def test_logs_that_cannot_be_written_stop_nobody(make_system: SystemMaker) -> None:
+    with make_system() as system:
+        mailing = system.start_mailing(MESSAGES)
+        system.wait_for_accepted(2_000)
+        for process in system.processes:
+            for member in family(process.pid or 0):
+                # What a full disk does, to these processes alone: writing to any file fails.
+                resource.prlimit(member.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        written = [process.log.stat().st_size for process in system.processes]
+        # Something to log: the breaker's moves.
+        system.simulator.control({"kind": "status", "status": 503})
+        system.wait(lambda: system.scalar("SELECT state FROM gateway") == "open", 30)
+        assert system.call("POST", "/client/", {"phone": "+79031234567"}).status_code == 201
+        system.simulator.control(LATENCY)
+        system.check(mailing, "no log can be written", repeats=0)
+        assert [process.log.stat().st_size for process in system.processes] == written
 
 
 def leading(system: System) -> Process:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 PROGRAM = """
@@ -86,3 +88,11 @@ def test_the_console_format_is_text() -> None:
     assert "request" in lines[0]
     assert not lines[0].startswith("{")
     assert "9161234567" not in "\n".join(lines)
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_full_disk_loses_the_line_and_stops_nothing(log_format: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        program = PROGRAM.format(log_format=log_format) + "import os; os._exit(42)"
+        ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=full, check=False, timeout=30)
+    assert ended.returncode == 42
