@@ -29,6 +29,13 @@ class Mailbox:
 
     async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802  # Its name.
         """Keep one mail; the answer to the client."""
+        try:
+            self._keep(envelope)
+        except OSError as error:
+            return f"452 cannot be kept: {error.strerror}"  # A temporary failure: the disk may be full.
+        return "250 caught"
+
+    def _keep(self, envelope: Envelope) -> None:
         content = envelope.content if isinstance(envelope.content, bytes) else (envelope.content or "").encode()
         path = next(path for path in self._names() if not path.exists())
         path.write_bytes(content)
@@ -37,7 +44,6 @@ class Mailbox:
             path.with_suffix(".html").write_text(body.get_content())
         print(f"caught {path}", flush=True)
         self._forget_old()
-        return "250 caught"
 
     def _names(self) -> Iterator[Path]:
         stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")

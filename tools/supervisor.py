@@ -5,6 +5,7 @@ Started by `tools.native`; told to stop by SIGTERM.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import resource
@@ -69,9 +70,9 @@ class Watched:
 
     def launch(self) -> None:
         """Start the child now."""
-        self.child.launch()
         self.launched_at = time.monotonic()
         self.start_at = None
+        self.child.launch()
 
     def restart_if_dead(self) -> bool:
         """Start the child again once its pause is over; return True if that happened."""
@@ -86,7 +87,11 @@ class Watched:
             say(f"{self.child.name} has died, starting it again in {self.pause:.1f} s")
         if now < self.start_at:
             return False
-        self.launch()
+        try:
+            self.launch()
+        except (OSError, subprocess.TimeoutExpired) as error:
+            say(f"{self.child.name} cannot be started: {error}")
+            return False
         self.restarts += 1
         return True
 
@@ -120,18 +125,24 @@ class Supervisor:
     def watch(self) -> None:
         """Restart what dies, for ever."""
         rotate_at = 0.0
+        is_published = True
         while True:
             if [watched for watched in self.watched if watched.restart_if_dead()]:
-                self.publish("ready")
-            if time.monotonic() > rotate_at:
-                for log in self.local.logs.glob("*.log"):
-                    rotate(log)
-                rotate_at = time.monotonic() + ROTATE_EVERY_SECONDS
+                is_published = False
+            with contextlib.suppress(OSError):  # The disk may be full: what cannot be written now is written later.
+                if not is_published:
+                    self.publish("ready")
+                    is_published = True
+                if time.monotonic() > rotate_at:
+                    rotate_at = time.monotonic() + ROTATE_EVERY_SECONDS
+                    for log in self.local.logs.glob("*.log"):
+                        rotate(log)
             time.sleep(0.1)
 
     def stop(self) -> None:
         """Stop everything, what was started last first."""
-        self.publish("stopping")
+        with contextlib.suppress(OSError):
+            self.publish("stopping")
         for watched in reversed(self.watched):
             watched.child.stop(STOP_SECONDS)
         end(self.local.members(), grace=5.0)
@@ -291,7 +302,8 @@ def answers(address: str) -> bool:
 
 def say(text: str) -> None:
     """Write a line into the supervisor's log."""
-    print(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}", flush=True)
+    with contextlib.suppress(OSError):  # The disk may be full.
+        print(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}", flush=True)
 
 
 def request_stop(_number: int, _frame: FrameType | None) -> None:
@@ -331,7 +343,7 @@ def run(local: Local) -> int:
         supervisor.watch()
     except StopRequested:
         say("stopping")
-    except (StartError, SettingsError) as error:
+    except (StartError, SettingsError, OSError) as error:
         failure = str(error)
         say(failure)
     finally:

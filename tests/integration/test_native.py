@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -111,6 +112,28 @@ def test_everything_comes_back_when_all_processes_are_killed(native: Native) -> 
 
     assert wait_until(lambda: all(native.pids()[name] not in (None, pid) for name, pid in before.items()), timeout=30)
     assert wait_until(native.answers, timeout=30)
+
+
+@pytest.mark.timeout(300)
+def test_the_supervisor_goes_on_while_its_disk_is_full(native: Native) -> None:
+    start(native)
+    before = native.pids()
+    supervisor = int(native.local.lock.read_text())
+
+    # What a full disk does, to the supervisor and what it starts: writing to any file fails.
+    _, hard = resource.prlimit(supervisor, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    os.kill(before["worker"] or 0, signal.SIGKILL)
+    assert wait_until(lambda: workers(native) not in ([], [before["worker"]]), timeout=30)
+    assert native.pids() == before  # Nothing could be written about it.
+
+    resource.prlimit(supervisor, resource.RLIMIT_FSIZE, (hard, hard))
+    assert wait_until(lambda: workers(native) == [native.pids()["worker"]], timeout=30)
+    assert int(native.local.lock.read_text()) == supervisor
+
+
+def workers(native: Native) -> list[int]:
+    """The sender's parent process, whoever knows of it."""
+    return [member.pid for member in native.local.members() if member.last_argument == "worker"]
 
 
 @pytest.mark.timeout(300)
