@@ -15,6 +15,7 @@ from admin.database import session
 from admin.refusals import explain
 from admin.security import CsrfError
 from admin.texts import gettext
+from db.engine import is_disk_full
 from db.refusals import ConflictError, MissingError, RefusedError
 
 log = structlog.get_logger()
@@ -97,6 +98,8 @@ def _database_failed(error: sqlalchemy.exc.SQLAlchemyError) -> Response:
         return _our_mistake(error)
     log.warning("database_unavailable", exc_info=error)
     text = gettext("The database cannot be reached just now. Sending goes on by itself; reload this page in a moment.")
+    if is_disk_full(error):
+        text = gettext("The disk of the database is full. Nothing was changed; sending goes on when there is space.")
     response = page(503, gettext("One moment"), text)
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return response

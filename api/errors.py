@@ -15,6 +15,7 @@ from werkzeug.http import HTTP_STATUS_CODES
 from werkzeug.sansio.response import Response
 
 from api.fields import about
+from db.engine import is_disk_full
 from db.refusals import ConflictError, InvalidError, MissingError, RefusedError
 
 log = structlog.get_logger()
@@ -105,6 +106,9 @@ def _database_failed(error: sqlalchemy.exc.DBAPIError | sqlalchemy.exc.TimeoutEr
         log.error("request_failed", exc_info=error)
         return answer(500, "something went wrong on our side")
     log.warning("database_unavailable", exc_info=error)
-    response = answer(503, "the database cannot be reached or is overloaded; try again")
+    message = "the database cannot be reached or is overloaded; try again"
+    if is_disk_full(error):
+        message = "the disk of the database is full: nothing was changed; try again when there is space"
+    response = answer(503, message)
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return response

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
+import psycopg2.errors
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
@@ -64,3 +65,13 @@ def make_engine(
         executemany_mode="values_plus_batch",
         json_deserializer=orjson.loads,
     )
+
+
+def cause_name(error: Exception) -> str:
+    """The name of the driver's error within SQLAlchemy's, which says more: DiskFull, AdminShutdown ..."""
+    return type(getattr(error, "orig", None) or error).__name__
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether PostgreSQL could not write for want of space."""
+    return isinstance(getattr(error, "orig", None), psycopg2.errors.DiskFull)

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from common import logs
 from common.settings import Settings, SettingsError, exit_with, mail_addresses, settings
-from db.engine import make_engine
+from db.engine import cause_name, make_engine
 from db.queries import processes
 from reporter import schedule
 from reporter.facts import collect
@@ -96,7 +96,7 @@ def _send(given: Settings, arguments: argparse.Namespace) -> int:
         with Session(engine) as session:
             facts = collect(session, period, now)
     except SQLAlchemyError as error:
-        sys.stderr.write(f"the database could not be read: {type(error).__name__}\n")
+        sys.stderr.write(f"the database could not be read: {cause_name(error)}\n")
         return 1
     letter = compose(facts, given.report_language, given.admin_url)
     if arguments.dry_run:

@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from common.settings import Settings, split_mail_address
+from db.engine import cause_name
 from db.queries import report_deliveries
 from db.queries.report_deliveries import ALERT_PREFIX, Claimed
 from reporter import periods
@@ -118,7 +119,7 @@ class Reporter:
         else:
             # The database is away, or there is a mistake in a report: neither may hold up the other mails for long.
             log.error("report_failed", retry_after_seconds=again, exc_info=error, **_about(claimed))
-            told = type(error).__name__
+            told = cause_name(error)
         self._mark(lambda session: report_deliveries.mark_troubled(session, claimed, told, again))
 
     def _retry_after(self, claimed: Claimed) -> float | None:
@@ -139,7 +140,7 @@ class Reporter:
             except SQLAlchemyError as error:
                 if time.monotonic() > give_up_at:
                     return False
-                log.warning("database_away", error=type(error).__name__)
+                log.warning("database_away", error=cause_name(error))
                 time.sleep(0.5)
 
     def _letter(self, claimed: Claimed) -> Letter:

@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from common.settings import Settings
-from db.engine import make_engine
+from db.engine import cause_name, make_engine
 from db.queries import processes, report_deliveries
 from reporter.deliveries import Reporter
 from reporter.mail import Mailer
@@ -112,7 +112,7 @@ def _guarded(name: str, work: Callable[[], object]) -> Callable[[], None]:
         try:
             work()
         except (SQLAlchemyError, psycopg2.Error, OSError) as error:
-            log.warning("database_away", round=name, error=type(error).__name__)
+            log.warning("database_away", round=name, error=cause_name(error))
         except Exception:
             log.exception("round_failed", round=name)
 

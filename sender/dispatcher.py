@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from common.settings import Settings
-from db.engine import make_engine
+from db.engine import cause_name, make_engine
 from db.models import GatewayState
 from db.queries import audience, batches, gateway, imports, processes
 from db.queries.notifications import WORK
@@ -107,7 +107,7 @@ class Dispatcher:
             try:
                 work()
             except (SQLAlchemyError, psycopg2.Error, OSError) as error:
-                log.warning("database_away", loop=name, error=type(error).__name__)
+                log.warning("database_away", loop=name, error=cause_name(error))
                 self._sweep_from = time.monotonic() + SWEEP_GRACE_SECONDS
                 self._stopping.wait(0.5)
             except Exception:

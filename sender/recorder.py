@@ -21,6 +21,7 @@ from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, SQLA
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
+from db.engine import cause_name
 from db.queries import batches, gateway
 from db.queries.batches import Outcome
 from sender.clock import DatabaseClock
@@ -58,7 +59,7 @@ def until_committed(sessions: sessionmaker[Session], work: Callable[[Session], _
         except AWAY as error:
             if giving_up.is_set():
                 raise GivenUpError from error
-            log.warning("database_away", error=type(error).__name__)
+            log.warning("database_away", error=cause_name(error))
             giving_up.wait(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, longest)
 

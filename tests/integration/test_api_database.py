@@ -11,6 +11,15 @@ from tests.integration.conftest import Api
 
 MAILING = {"name": "May", "text": "Hello", "ends_at": "2126-01-01T00:00:00Z"}
 
+# What PostgreSQL says when it cannot extend a table's file.
+DISK_FULL = """
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = 'disk_full';
+    END $$;
+    CREATE TRIGGER refuse BEFORE INSERT ON client EXECUTE FUNCTION refuse();
+"""
+
 
 def _last_statement(session: Session) -> str:
     query = sa.text(
@@ -49,3 +58,18 @@ def test_a_change_of_several_statements_is_one_transaction(api: Api, api_session
 
     last = _last_statement(api_session)
     assert last == "COMMIT"
+
+
+def test_a_full_disk_is_named_and_changes_nothing(api: Api, api_session: Session) -> None:
+    api_session.execute(sa.text(DISK_FULL))
+    api_session.commit()
+    try:
+        answer = api.post("/client/", {"phone": "+79161234567"})
+    finally:
+        api_session.execute(sa.text("DROP FUNCTION refuse() CASCADE"))
+        api_session.commit()
+
+    assert answer.status_code == 503
+    assert "disk of the database is full" in answer.text
+    assert answer.headers["Retry-After"]
+    assert api.get("/client/").json == []
