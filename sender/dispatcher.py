@@ -53,6 +53,19 @@ TIDY_SECONDS = 10.0
 PIPELINE_SECONDS = 3.0
 
 
+def places(capacity: int, rate: float | None) -> tuple[int, int]:
+    """How many batches may be under way, and of what size; `rate` is in messages per second, None without a limit.
+
+    Under a limit all processes get through their batches at one pace, so each must have the next at hand when one ends:
+    small ones for half of the places, rather than a few large ones that end all at once.
+    """
+    if rate is None or not capacity:
+        return capacity, BATCH_SIZE
+    messages = PIPELINE_SECONDS * rate
+    size = min(BATCH_SIZE, math.ceil(messages / max(1, capacity // 2)))
+    return min(capacity, math.ceil(messages / size)), size
+
+
 class Dispatcher:
     """The loops, with what they share."""
 
@@ -179,7 +192,7 @@ class Dispatcher:
             return int(self._probe())
         released = 0
         with self._sessions.begin() as session:
-            room, size = self._room(processes.capacity(session))
+            room, size = places(processes.capacity(session), self._rate())
             outstanding = batches.outstanding(session)
             due = set(audience.due(session)) if sum(outstanding.values()) < room else set()
         if not outstanding and not self._was_idle:
@@ -196,13 +209,8 @@ class Dispatcher:
         self._was_idle = not outstanding
         return released
 
-    def _room(self, capacity: int) -> tuple[int, int]:
-        """How many batches may be under way, and of what size."""
-        rates = [rate for rate in (self._rate_limit, self._pace) if rate]
-        if not rates or not capacity:
-            return capacity, BATCH_SIZE
-        size = max(1, min(BATCH_SIZE, round(min(rates))))
-        return max(1, min(capacity, math.ceil(PIPELINE_SECONDS * min(rates) / size))), size
+    def _rate(self) -> float | None:
+        return min((rate for rate in (self._rate_limit, self._pace) if rate), default=None)
 
     def _release(self, mailing_id: int, size: int, *, is_probe: bool = False) -> bool:
         """Release and publish one batch; False when nothing was due or the broker is away."""

@@ -158,7 +158,7 @@ def test_the_rate_limit_is_held_and_reached(make_system: SystemMaker, limit: int
             note=f"{most} in the fullest second, {average:.0f}/s on average",
         )
         assert most <= limit * 1.05
-        assert average >= limit * 0.95
+        assert average >= limit * 0.98
 
 
 @pytest.mark.faults
