@@ -11,7 +11,7 @@ from flask import Flask, g, request
 from sqlalchemy.orm import Session
 from webargs.flaskparser import abort
 
-from api.database import database
+from api.database import database, only_reads
 from db.models import Scope
 from db.queries import api_keys, audit
 
@@ -87,7 +87,8 @@ def protect(app: Flask) -> None:
         if caller.scope is not Scope.FULL and request.blueprint != RECEIPT_BLUEPRINT:
             abort(403, message=f"a key of the scope '{caller.scope}' may not do this")
         g.caller = caller
-        audit.act_as(database.session(), caller.actor, request.remote_addr)
+        if not only_reads():
+            audit.act_as(database.session(), caller.actor, request.remote_addr)
 
 
 def _bearer_token() -> str | None:

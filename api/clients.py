@@ -10,7 +10,7 @@ from flask.views import MethodView
 from marshmallow import fields
 
 from api.blueprint import Blueprint, id_parameter
-from api.database import session, session_of_one_statement
+from api.database import reading, session, session_of_one_statement
 from api.fields import (
     Answer,
     Attributes,
@@ -117,14 +117,9 @@ class Clients(MethodView):
 
         In the order in which they were added, all or those with a number, an operator code or a tag.
         """
-        found, total = clients.page(
-            session(),
-            query.get("phone"),
-            query.get("operator_code"),
-            query.get("tag"),
-            offset_of(query),
-            query["page_size"],
-        )
+        marks = (query.get("phone"), query.get("operator_code"), query.get("tag"))
+        with reading() as reader:
+            found, total = clients.page(reader, *marks, offset_of(query), query["page_size"])
         return paged([represent(client) for client in found], total, query)
 
     @blueprint.arguments(ClientInput)
@@ -145,7 +140,8 @@ class OneClient(MethodView):
     @blueprint.refuses(404, "There is no such client.")
     def get(self, client_id: int) -> dict[str, Any]:
         """Return one client"""
-        return represent(clients.get(session(), client_id))
+        with reading() as reader:
+            return represent(clients.get(reader, client_id))
 
     @blueprint.arguments(ClientInput)
     @blueprint.response(200, ClientSchema)

@@ -6,6 +6,7 @@ import select
 from typing import Any
 
 import orjson
+import sqlalchemy as sa
 from flask import g, request
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.exc import DisconnectionError
@@ -52,8 +53,17 @@ def _replace_if_closed(connection: Any, _record: Any, _proxy: Any) -> None:
 
 def _spare_the_transaction(connection: Any, _record: Any, _proxy: Any) -> None:
     """Have every statement of a GET stand for itself: BEGIN and ROLLBACK would be two round trips beside one."""
-    is_read = bool(request) and request.method in {"GET", "HEAD"}
-    connection.autocommit = is_read or (bool(g) and "one_statement" in g)
+    connection.autocommit = (bool(request) and only_reads()) or (bool(g) and "one_statement" in g)
+
+
+def only_reads() -> bool:
+    """Whether the request may change nothing."""
+    return request.method in {"GET", "HEAD"}
+
+
+def reading() -> sa.Connection:
+    """A connection for a request that only reads; to be closed, which `with` does."""
+    return database.engine.connect()
 
 
 def session_of_one_statement() -> Session:

@@ -9,7 +9,7 @@ from marshmallow import fields
 from marshmallow.validate import OneOf
 
 from api.blueprint import Blueprint
-from api.database import session
+from api.database import reading
 from api.fields import Answer, about
 from db.models import GatewayState
 from db.queries import gateway
@@ -52,7 +52,8 @@ class GatewayItem(MethodView):
     @blueprint.response(200, GatewayAnswer)
     def get(self) -> dict[str, Any]:
         """Return how the gateway is doing, and why nothing is sent when nothing is"""
-        row = gateway.read(session())
+        with reading() as reader:
+            row = gateway.read(reader)
         return {
             "state": row.state.value,
             "reason": row.reason,

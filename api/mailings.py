@@ -13,7 +13,7 @@ from marshmallow import ValidationError, fields, post_load, validates_schema
 from marshmallow.validate import OneOf
 
 from api.blueprint import Blueprint, id_parameter
-from api.database import session, session_of_one_statement
+from api.database import reading, session, session_of_one_statement
 from api.fields import (
     Answer,
     ClockTime,
@@ -245,7 +245,8 @@ class Mailings(MethodView):
         In the order in which they were made, all or those in one state.
         """
         state = MailingState(query["state"]) if "state" in query else None
-        found, total = mailings.page(session(), state, offset_of(query), query["page_size"])
+        with reading() as reader:
+            found, total = mailings.page(reader, state, offset_of(query), query["page_size"])
         return paged([represent(mailing) for mailing in found], total, query)
 
     @blueprint.arguments(MailingInput)
@@ -278,7 +279,8 @@ class OneMailing(MethodView):
     @blueprint.refuses(404, _NO_SUCH)
     def get(self, mailing_id: int) -> dict[str, Any]:
         """Return one mailing"""
-        return represent(mailings.get(session(), mailing_id))
+        with reading() as reader:
+            return represent(mailings.read(reader, mailing_id))
 
     @blueprint.arguments(MailingReplacement)
     @blueprint.response(200, MailingSchema)

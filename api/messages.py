@@ -9,11 +9,12 @@ from marshmallow import fields
 from marshmallow.validate import OneOf
 
 from api.blueprint import Blueprint, id_parameter
-from api.database import session
+from api.database import reading, session
 from api.fields import Answer, KeyQuery, QueryNumber, about, choice
 from api.mailings import STATUSES, ByStatus, MailingSchema
 from api.mailings import represent as represent_mailing
 from api.paging import next_key
+from db.engine import Reader
 from db.models import Attempt, MessageStatus
 from db.queries import mailings, messages, statistics
 
@@ -105,8 +106,8 @@ def _represent_attempt(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def _page(wanted: messages.Filter, query: dict[str, Any]) -> dict[str, Any]:
-    rows = messages.page(session(), wanted, query["after"], query["limit"])
+def _page(reader: Reader, wanted: messages.Filter, query: dict[str, Any]) -> dict[str, Any]:
+    rows = messages.page(reader, wanted, query["after"], query["limit"])
     items = [represent(row) for row in rows]
     return {"items": items, "next": next_key(items, query["limit"])}
 
@@ -123,7 +124,9 @@ class Messages(MethodView):
         In the order of their ids, paged by key: hand `next` back as `after`.
         """
         status = MessageStatus(query["status"]) if "status" in query else None
-        return _page(messages.Filter(query.get("mailing_id"), query.get("client_id"), status), query)
+        wanted = messages.Filter(query.get("mailing_id"), query.get("client_id"), status)
+        with reading() as reader:
+            return _page(reader, wanted, query)
 
 
 @blueprint.route("/<id:message_id>/", parameters=id_parameter("message_id", "message"))
@@ -150,11 +153,13 @@ class MessagesOfMailing(MethodView):
 
         The messages are paged by key: hand `next` back as `after`.
         """
-        mailing = mailings.get(session(), mailing_id)
-        by_status = statistics.of_mailing(session(), mailing_id)
+        with reading() as reader:
+            mailing = mailings.read(reader, mailing_id)
+            by_status = statistics.of_mailing(reader, mailing_id)
+            page = _page(reader, messages.Filter(mailing_id=mailing_id), query)
         return {
             "mailing": represent_mailing(mailing),
             "messages": sum(by_status.values()),
             "by_status": by_status,
-            **_page(messages.Filter(mailing_id=mailing_id), query),
+            **page,
         }

@@ -9,7 +9,7 @@ from marshmallow import fields
 from marshmallow.validate import OneOf
 
 from api.blueprint import Blueprint
-from api.database import session
+from api.database import reading
 from api.fields import Answer, PageQuery, about
 from api.mailings import STATES, ByStatus
 from api.paging import X_PAGINATION, Paged, offset_of, paged
@@ -53,9 +53,10 @@ class OverallStatistics(MethodView):
     @blueprint.response(200, Overall, headers=X_PAGINATION)
     def get(self, query: dict[str, Any]) -> Paged:
         """Return every mailing with its message counts by status, and the totals"""
-        found, total = mailings.page(session(), None, offset_of(query), query["page_size"])
-        counts = statistics.by_mailing(session(), [mailing.id for mailing in found])
-        totals = statistics.totals(session())
+        with reading() as reader:
+            found, total = mailings.page(reader, None, offset_of(query), query["page_size"])
+            counts = statistics.by_mailing(reader, [mailing.id for mailing in found])
+            totals = statistics.totals(reader)
         body = {
             "totals": {"mailings": total, "messages": sum(totals.values()), "by_status": totals},
             "mailings": [

@@ -8,6 +8,10 @@ import orjson
 import psycopg2.errors
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
+from sqlalchemy.orm import Session
+
+# Runs statements that only read. A connection costs less than a session around it, which keeps track of objects.
+Reader = sa.Connection | Session
 
 
 def normalise_url(url: str) -> sa.URL:

@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from db import phones
+from db.engine import Reader
 from db.models import ACTIVE_STATES, Base, Client, Mailing, Message, MessageStatus
 from db.queries import audit
 from db.queries.notifications import notify_withdrawn
@@ -40,29 +41,29 @@ def create(session: Session, values: Mapping[str, Any], now: datetime) -> Client
     return client
 
 
-def get(session: Session, client_id: int) -> ClientRow:
+def get(reader: Reader, client_id: int) -> ClientRow:
     """One client; raise MissingError."""
-    client = session.execute(_GET, {"client_id": client_id}).one_or_none()
+    client = reader.execute(_GET, {"client_id": client_id}).one_or_none()
     if client is None:
         raise MissingError("no such client")
     return client
 
 
 def page(
-    session: Session, phone: str | None, operator_code: str | None, tag: str | None, offset: int, limit: int
-) -> tuple[Sequence[Client], int]:
+    reader: Reader, phone: str | None, operator_code: str | None, tag: str | None, offset: int, limit: int
+) -> tuple[Sequence[ClientRow], int]:
     """A page in the order of creation, and how many clients there are with these marks."""
     conditions: list[sa.ColumnElement[bool]] = []
     if phone is not None:
-        conditions.append(Client.phone == phone)
+        conditions.append(_TABLE.c.phone == phone)
     if operator_code is not None:
-        conditions.append(Client.operator_code == operator_code)
+        conditions.append(_TABLE.c.operator_code == operator_code)
     if tag is not None:
-        conditions.append(Client.tags.contains([tag]))
-    total = session.scalar(sa.select(sa.func.count()).select_from(Client).where(*conditions)) or 0
+        conditions.append(_TABLE.c.tags.contains([tag]))
+    total = reader.scalar(sa.select(sa.func.count()).select_from(_TABLE).where(*conditions)) or 0
     if offset >= total:
         return [], total
-    rows = session.scalars(sa.select(Client).where(*conditions).order_by(Client.id).offset(offset).limit(limit))
+    rows = reader.execute(sa.select(_TABLE).where(*conditions).order_by(_TABLE.c.id).offset(offset).limit(limit))
     return rows.all(), total
 
 

@@ -10,6 +10,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from db.engine import Reader
 from db.models import GatewayState
 
 # Milliseconds within which an answer came; what took longer than the last is counted once more.
@@ -71,9 +72,9 @@ def add_tallies(session: Session, tallies: Mapping[int, Tally]) -> None:
         )
 
 
-def read(session: Session) -> GatewayRow:
+def read(reader: Reader) -> GatewayRow:
     """The shared row."""
-    row = session.execute(
+    row = reader.execute(
         sa.text("SELECT state, reason, changed_at, probe_at, pace, paced_at, clock_timestamp() FROM gateway")
     ).one()
     return GatewayRow(GatewayState(row[0]), *row[1:])

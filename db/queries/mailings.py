@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from db.engine import Reader
 from db.models import Base, Client, Mailing, MailingState, Message, MessageStatus
 from db.queries import audit
 from db.queries.notifications import notified_of_work, notify_work
@@ -41,6 +42,7 @@ _COLUMNS = (
 _ADD = audit.adding(_TABLE, _COLUMNS, _TABLE.c.idempotency_key, notified_of_work())
 # To everyone, at any time.
 _ANYONE: Mapping[str, Any] = {"operator_codes": [], "tags": [], "window_from": None, "window_to": None}
+_READ = sa.select(_TABLE).where(_TABLE.c.id == sa.bindparam("mailing_id"), _TABLE.c.deleted_at.is_(None))
 _GET = sa.select(Mailing).where(Mailing.id == sa.bindparam("mailing_id"), Mailing.deleted_at.is_(None))
 
 
@@ -86,11 +88,19 @@ def get(session: Session, mailing_id: int) -> Mailing:
     return mailing
 
 
-def page(session: Session, state: MailingState | None, offset: int, limit: int) -> tuple[Sequence[MailingRow], int]:
+def read(reader: Reader, mailing_id: int) -> MailingRow:
+    """The same for those who change nothing, as a row."""
+    row = reader.execute(_READ, {"mailing_id": mailing_id}).one_or_none()
+    if row is None:
+        raise MissingError("no such mailing")
+    return row
+
+
+def page(reader: Reader, state: MailingState | None, offset: int, limit: int) -> tuple[Sequence[MailingRow], int]:
     """A page in the order of creation, and how many mailings there are in this state."""
     counting, listing = _page_statements(of_one_state=state is not None)
-    total = session.scalar(counting, {"state": state}) or 0
-    rows = session.execute(listing, {"state": state, "offset": offset, "limit": limit})
+    total = reader.scalar(counting, {"state": state}) or 0
+    rows = reader.execute(listing, {"state": state, "offset": offset, "limit": limit})
     return rows.all(), total
 
 

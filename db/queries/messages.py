@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from db.engine import Reader
 from db.models import Attempt, Base, Client, Mailing, Message, MessageStatus
 from db.refusals import MissingError
 
@@ -57,7 +58,7 @@ _HISTORY = sa.select(Attempt).where(Attempt.message_id == sa.bindparam("message_
 
 
 def page(
-    session: Session, wanted: Filter, after: int | None, limit: int, *, backwards: bool = False
+    reader: Reader, wanted: Filter, after: int | None, limit: int, *, backwards: bool = False
 ) -> Sequence[MessageRow]:
     """The next messages after this id, in the order of their ids, or before it, in the opposite one.
 
@@ -71,10 +72,10 @@ def page(
     values = {**wanted._asdict(), "beyond": after, "limit": limit, "near": NEAR}
     given = frozenset(name for name, value in values.items() if value is not None)
     if wanted.status in _WITHOUT_INDEX and wanted.client_id is None:
-        rows = session.execute(_page_statement(given, wanted.status, backwards=backwards, near=True), values).all()
+        rows = reader.execute(_page_statement(given, wanted.status, backwards=backwards, near=True), values).all()
         if len(rows) == limit:
             return rows
-    return session.execute(_page_statement(given, wanted.status, backwards=backwards, near=False), values).all()
+    return reader.execute(_page_statement(given, wanted.status, backwards=backwards, near=False), values).all()
 
 
 def get(session: Session, message_id: int) -> tuple[MessageRow, Sequence[Attempt]]:

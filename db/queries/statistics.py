@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 
+from db.engine import Reader
 from db.models import Base, Mailing, MailingState, Message, MessageStatus, StatusCount
 
 Counts = dict[str, int]
@@ -43,24 +44,24 @@ def no_counts() -> Counts:
     return {status.value: 0 for status in MessageStatus}
 
 
-def by_mailing(session: Session, mailing_ids: Iterable[int]) -> Mapping[int, Counts]:
+def by_mailing(reader: Reader, mailing_ids: Iterable[int]) -> Mapping[int, Counts]:
     """The counts by status of each of these mailings."""
     counts = {mailing_id: no_counts() for mailing_id in mailing_ids}
-    rows = session.execute(_OF_MAILINGS, {"mailing_ids": list(counts)})
+    rows = reader.execute(_OF_MAILINGS, {"mailing_ids": list(counts)})
     for mailing_id, status, amount in rows:
         counts[mailing_id][status.value] = int(amount)
     return counts
 
 
-def of_mailing(session: Session, mailing_id: int) -> Counts:
+def of_mailing(reader: Reader, mailing_id: int) -> Counts:
     """The counts by status of one mailing."""
-    return by_mailing(session, [mailing_id])[mailing_id]
+    return by_mailing(reader, [mailing_id])[mailing_id]
 
 
-def totals(session: Session) -> Counts:
+def totals(reader: Reader) -> Counts:
     """The counts by status over all mailings that are not deleted."""
     counts = no_counts()
-    rows = session.execute(_TOTALS)
+    rows = reader.execute(_TOTALS)
     for status, amount in rows:
         counts[status.value] = int(amount)
     return counts
