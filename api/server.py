@@ -9,13 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common.serving import Server, shared_memory
+from common.serving import THREADS, EvenWorker, Server, shared_memory
 from common.settings import Settings
-
-# Python runs one thread of a process at a time, and every answer of PostgreSQL makes a thread ask for its turn again:
-# two processes of eight threads answer half as many GETs of one row, under load, as four of four.
-THREADS = 4
-PROCESSES = min(2 * max(os.cpu_count() or 2, 2), 16)
 
 _PREFIX = "mailings-api-"
 
@@ -34,8 +29,6 @@ def serve(settings: Settings) -> None:
         return create_app(settings, THREADS)
 
     more = {
-        "workers": PROCESSES,
-        "threads": THREADS,
         "child_exit": _forget_worker,
         "on_exit": lambda _arbiter: shutil.rmtree(metrics_directory, ignore_errors=True),
     }
@@ -50,7 +43,8 @@ def _remove_left_behind(parent: Path) -> None:
             shutil.rmtree(directory, ignore_errors=True)
 
 
-def _forget_worker(_arbiter: Any, worker: Any) -> None:
+def _forget_worker(arbiter: Any, worker: Any) -> None:
+    EvenWorker.forget(arbiter, worker)
     from prometheus_client.multiprocess import mark_process_dead
 
     mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]

@@ -20,8 +20,7 @@ from psycopg2 import extensions
 from psycopg2.extras import Json
 from psycopg2.pool import ThreadedConnectionPool
 
-from api.server import PROCESSES, THREADS
-from common.serving import Server
+from common.serving import THREADS, Server
 from common.settings import Settings, settings
 from db.models import MessageStatus
 
@@ -207,8 +206,7 @@ def _place() -> dict[str, int]:
 def main() -> None:
     """Serve until SIGTERM."""
     given = settings().require("database_url")
-    more = {"workers": PROCESSES, "threads": THREADS}
-    Server("bare", given.api_port, given, lambda: create_app(given), _describe_error, more).run()
+    Server("bare", given.api_port, given, lambda: create_app(given), _describe_error).run()
 
 
 def _describe_error(_status: int, reason: str, _message: str) -> tuple[str, bytes]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,17 +12,66 @@ from typing import Any
 import gunicorn.util
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
+from gunicorn.workers.gthread import ThreadWorker
 
 from common import logs
 from common.settings import Settings
 
 THREADS = 8
+# How often a process leaves a new connection to one that has fewer before it takes it after all, and for how long.
+LEFT_TO_OTHERS = 5
+LEFT_SECONDS = 0.0005
+_SLOTS = 256  # for the processes of one server; a new one gets the next
+_GONE = 0xFFFF
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # Private files and directories are made in it.
 
 
 def shared_memory() -> str | None:
     """Where files that are never to reach a disk may be made; None where there is no such place."""
     return str(SHARED_MEMORY) if os.access(SHARED_MEMORY, os.W_OK) else None
+
+
+# How many connections each worker process holds, shared by all that are forked from here.
+_held = memoryview(mmap.mmap(-1, 2 * _SLOTS)).cast("H")
+for _slot in range(_SLOTS):
+    _held[_slot] = _GONE
+
+
+class EvenWorker(ThreadWorker):  # type: ignore[misc]  # as below
+    """Leaves a new connection to the worker process that has the fewest.
+
+    The kernel wakes all of them, and whoever runs first would take what there is: of sixteen connections opened at once
+    all may end up in one process, which has one processor, while the other processes idle for as long as they are kept.
+    """
+
+    def __init__(self, age: int, *more: Any) -> None:
+        self._slot = age % _SLOTS
+        self._left = 0
+        super().__init__(age, *more)
+
+    @property
+    def nr_conns(self) -> int:
+        """gunicorn's own count."""
+        return self._connections
+
+    @nr_conns.setter
+    def nr_conns(self, count: int) -> None:
+        self._connections = count
+        _held[self._slot] = min(count, _GONE - 1)
+
+    def accept(self, listener: Any) -> None:
+        """Accept a connection, unless another process should; it waits in the kernel meanwhile."""
+        if self._left < LEFT_TO_OTHERS and min(_held) < self._connections:
+            self._left += 1
+            time.sleep(LEFT_SECONDS)
+            return
+        self._left = 0
+        super().accept(listener)
+
+    @staticmethod
+    def forget(_arbiter: Any, worker: EvenWorker) -> None:
+        """Leave no more connections to a process that has ended."""
+        _held[worker._slot] = _GONE
 
 
 class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types.
@@ -42,7 +93,8 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types.
         self._options = {
             "bind": f"{settings.listen_address}:{port}",
             "workers": min(max(os.cpu_count() or 2, 2), 8),
-            "worker_class": "gthread",
+            "worker_class": EvenWorker,
+            "child_exit": EvenWorker.forget,
             "threads": THREADS,
             "worker_tmp_dir": shared_memory(),
             "control_socket_disable": True,

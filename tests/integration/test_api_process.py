@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from sqlalchemy.orm import Session
 from db.models import ApiKey, MailingState, MessageStatus, Scope
 from db.queries import api_keys
 from tests.factories import make_client, make_mailing, make_message
+from tools.processes import family, wait_until
 
 ROOT = Path(__file__).parents[2]
 KEY = "operators-own-key"
@@ -249,3 +251,51 @@ def test_recount_proves_the_counters_and_finds_a_wrong_one(database_url: str, se
     ended = _run("db", "recount", DATABASE_URL=database_url)
     assert ended.returncode == 1
     assert "mailing 1, sent: counted 2, there are 1" in ended.stdout
+
+
+def test_connections_are_spread_evenly_over_the_worker_processes(served: Served) -> None:
+    # One process is ready before the other.
+    assert wait_until(lambda: min(_spread(served)) > 0, timeout=20)
+    for _ in range(5):
+        assert max(counts := _spread(served)) <= min(counts) + 2, counts
+
+
+def test_a_worker_process_that_died_is_waited_for_no_longer(served: Served) -> None:
+    dead = _worker_processes(served)[0]
+    os.kill(dead, signal.SIGKILL)
+    assert wait_until(lambda: len(workers := _worker_processes(served)) > 1 and dead not in workers, timeout=10)
+    assert wait_until(lambda: min(_spread(served)) > 0, timeout=20)
+    assert max(counts := _spread(served)) <= min(counts) + 2, counts
+
+
+def _worker_processes(served: Served) -> list[int]:
+    return [member.pid for member in family(served.process.pid) if member.parent == served.process.pid]
+
+
+def _spread(served: Served) -> list[int]:
+    """How many of sixteen connections opened at once each worker process gets; they are closed again."""
+    with contextlib.ExitStack() as stack:
+        connections = [HTTPConnection("127.0.0.1", served.port, timeout=10) for _ in range(16)]
+        for connection in connections:
+            stack.callback(connection.close)
+            connection.connect()
+        for connection in connections:
+            connection.request("GET", "/healthz")
+        assert {connection.getresponse().status for connection in connections} == {200}
+        counts = [_connections(worker, served.port) for worker in _worker_processes(served)]
+    assert wait_until(lambda: not any(_connections(worker, served.port) for worker in _worker_processes(served)), 10)
+    return counts
+
+
+def _connections(pid: int, port: int) -> int:
+    """How many connections to this port a process holds."""
+    inodes = {
+        fields[9]
+        for fields in map(str.split, Path("/proc/net/tcp").read_text().splitlines())
+        if fields[1].endswith(f":{port:04X}") and fields[3] != "0A"  # 0A listens.
+    }
+    count = 0
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            count += str(descriptor.readlink()).removeprefix("socket:[").removesuffix("]") in inodes
+    return count
