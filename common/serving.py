@@ -22,7 +22,7 @@ THREADS = 8
 LEFT_TO_OTHERS = 5
 LEFT_SECONDS = 0.0005
 _SLOTS = 256  # for the processes of one server; a new one gets the next
-_GONE = 0xFFFF
+_FULL, _GONE = 0xFFFE, 0xFFFF
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # Private files and directories are made in it.
 
 
@@ -31,14 +31,14 @@ def shared_memory() -> str | None:
     return str(SHARED_MEMORY) if os.access(SHARED_MEMORY, os.W_OK) else None
 
 
-# How many connections each worker process holds, shared by all that are forked from here.
+# How many connections each worker process holds, or that no thread of it is free; shared by all forked from here.
 _held = memoryview(mmap.mmap(-1, 2 * _SLOTS)).cast("H")
 for _slot in range(_SLOTS):
     _held[_slot] = _GONE
 
 
 class EvenWorker(ThreadWorker):  # type: ignore[misc]  # as below
-    """Leaves a new connection to the worker process that has the fewest.
+    """Leaves a new connection to the worker process that has the fewest, and a thread to spare.
 
     The kernel wakes all of them, and whoever runs first would take what there is: of sixteen connections opened at once
     all may end up in one process, which has one processor, while the other processes idle for as long as they are kept.
@@ -47,6 +47,7 @@ class EvenWorker(ThreadWorker):  # type: ignore[misc]  # as below
     def __init__(self, age: int, *more: Any) -> None:
         self._slot = age % _SLOTS
         self._left = 0
+        self._busy = 0  # threads with a request, or waiting for the first of a new connection
         super().__init__(age, *more)
 
     @property
@@ -57,11 +58,28 @@ class EvenWorker(ThreadWorker):  # type: ignore[misc]  # as below
     @nr_conns.setter
     def nr_conns(self, count: int) -> None:
         self._connections = count
-        _held[self._slot] = min(count, _GONE - 1)
+        self._tell()
+
+    def _tell(self) -> None:
+        _held[self._slot] = _FULL if self._busy >= self.cfg.threads else min(self._connections, _FULL)
+
+    def enqueue_req(self, conn: Any) -> None:
+        """Have a thread read and answer the next request of this connection."""
+        self._busy += 1
+        self._tell()
+        super().enqueue_req(conn)
+
+    def finish_request(self, conn: Any, fs: Any) -> None:
+        """Keep the connection, or close it."""
+        self._busy -= 1
+        super().finish_request(conn, fs)
+        self._tell()
 
     def accept(self, listener: Any) -> None:
         """Accept a connection, unless another process should; it waits in the kernel meanwhile."""
-        if self._left < LEFT_TO_OTHERS and min(_held) < self._connections:
+        held = _held[self._slot]
+        # The other may be frozen: who has a thread to spare does not wait for it for long.
+        if min(_held) < held and (held == _FULL or self._left < LEFT_TO_OTHERS):
             self._left += 1
             time.sleep(LEFT_SECONDS)
             return

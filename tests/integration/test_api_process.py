@@ -18,6 +18,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from common.serving import THREADS
 from db.models import ApiKey, MailingState, MessageStatus, Scope
 from db.queries import api_keys
 from tests.factories import make_client, make_mailing, make_message
@@ -268,6 +269,38 @@ def test_a_worker_process_that_died_is_waited_for_no_longer(served: Served) -> N
     assert max(counts := _spread(served)) <= min(counts) + 2, counts
 
 
+def test_a_process_whose_threads_all_wait_gets_no_new_connection(served: Served, engine: sa.Engine) -> None:
+    assert wait_until(lambda: min(_spread(served)) > 0, timeout=20)
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(contextlib.closing(_connect(served))) for _ in range(2 * THREADS)]
+        for connection in connections:
+            connection.request("GET", "/healthz")
+            connection.getresponse().read()
+        workers = {connection: _owner(served, connection) for connection in connections}
+        stuck = workers[connections[0]]
+        lock = stack.enter_context(engine.begin())
+        lock.execute(sa.text("LOCK TABLE client IN ACCESS EXCLUSIVE MODE"))
+        waiting = [connection for connection, worker in workers.items() if worker == stuck][:THREADS]
+        assert len(waiting) == THREADS
+        for connection in waiting:
+            connection.request("GET", "/api/v1/client/", headers={"Authorization": f"Bearer {KEY}"})
+        waits = sa.text("SELECT count(*) FROM pg_locks WHERE relation = 'client'::regclass AND NOT granted")
+        assert wait_until(lambda: lock.scalar(waits) == THREADS, timeout=10)
+        for _ in range(2 * THREADS):
+            newcomer = stack.enter_context(contextlib.closing(_connect(served)))
+            newcomer.request("GET", "/healthz")
+            assert newcomer.getresponse().status == 200
+            newcomer.close()
+        lock.rollback()
+        assert {connection.getresponse().status for connection in waiting} == {200}
+
+
+def _connect(served: Served) -> HTTPConnection:
+    connection = HTTPConnection("127.0.0.1", served.port, timeout=10)
+    connection.connect()
+    return connection
+
+
 def _worker_processes(served: Served) -> list[int]:
     return [member.pid for member in family(served.process.pid) if member.parent == served.process.pid]
 
@@ -289,13 +322,24 @@ def _spread(served: Served) -> list[int]:
 
 def _connections(pid: int, port: int) -> int:
     """How many connections to this port a process holds."""
-    inodes = {
-        fields[9]
-        for fields in map(str.split, Path("/proc/net/tcp").read_text().splitlines())
-        if fields[1].endswith(f":{port:04X}") and fields[3] != "0A"  # 0A listens.
-    }
-    count = 0
+    return len(_sockets(pid) & set(_accepted(port).values()))
+
+
+def _owner(served: Served, connection: HTTPConnection) -> int:
+    """The worker process that holds the other end."""
+    inode = _accepted(served.port)[connection.sock.getsockname()[1]]
+    return next(worker for worker in _worker_processes(served) if inode in _sockets(worker))
+
+
+def _accepted(port: int) -> dict[int, str]:
+    """The sockets of this port's connections by the port of the other end, as /proc/net/tcp tells them."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {int(line[2][-4:], 16): line[9] for line in lines if line[1].endswith(f":{port:04X}") and line[3] == "01"}
+
+
+def _sockets(pid: int) -> set[str]:
+    found = set()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
-            count += str(descriptor.readlink()).removeprefix("socket:[").removesuffix("]") in inodes
-    return count
+            found.add(str(descriptor.readlink()).removeprefix("socket:[").removesuffix("]"))
+    return found
