@@ -33,27 +33,35 @@ def reason_of(tallies: Mapping[int, Tally]) -> str | None:
     return max((tally.reason for tally in tallies.values() if tally.reason), default=None)
 
 
-def is_suspect(windows: Sequence[Mapping[int, Tally]], under_way: AbstractSet[int]) -> bool:
-    """Whether most calls failed lately of every mailing under way that was heard; the windows are the shortest first.
+class Suspicion:
+    """Whether the gateway fails, from how calls went lately.
 
-    One mailing whose calls succeed proves the gateway alive: another that fails entirely is then not its fault. So
-    each is judged by the newest of its calls that are enough to judge by.
+    It is suspect when most calls failed of every mailing under way that was heard. That is sure when all were heard, or
+    had the time to be since it was suspect: one that has only just begun may be the one that proves the gateway alive.
     """
-    heard = _heard(windows)
-    concerned = {mailing_id: tally for mailing_id, tally in heard.items() if mailing_id in under_way} or heard
-    if sum(tally.answered + tally.troubled for tally in concerned.values()) < ENOUGH_CALLS:
-        return False
-    return all(map(is_troubled, concerned.values()))
 
+    def __init__(self) -> None:
+        self._since: float | None = None
 
-def is_failing(windows: Sequence[Mapping[int, Tally]], under_way: AbstractSet[int], suspected_for: float) -> bool:
-    """Whether the gateway is suspect and every mailing was heard, or had the time to be since that began, in seconds.
+    def forget(self) -> None:
+        """Begin anew."""
+        self._since = None
 
-    A mailing that has only just begun, or begun again, may be the one that proves the gateway alive.
-    """
-    if not is_suspect(windows, under_way):
-        return False
-    return suspected_for >= HEARING_SECONDS or under_way <= _heard(windows).keys()
+    def is_sure(self, windows: Sequence[Mapping[int, Tally]], under_way: AbstractSet[int], now: float) -> bool:
+        """Whether the gateway fails at this monotonic time; the windows are the shortest first.
+
+        One mailing whose calls succeed proves the gateway alive: another that fails entirely is then not its fault. So
+        each is judged by the newest of its calls that are enough to judge by.
+        """
+        heard = {mailing_id: tally for mailing_id in windows[-1] if (tally := _newest(windows, mailing_id))}
+        concerned = {mailing_id: tally for mailing_id, tally in heard.items() if mailing_id in under_way} or heard
+        calls = sum(tally.answered + tally.troubled for tally in concerned.values())
+        if calls < ENOUGH_CALLS or not all(map(is_troubled, concerned.values())):
+            self._since = None
+            return False
+        if self._since is None:
+            self._since = now
+        return now - self._since >= HEARING_SECONDS or under_way <= heard.keys()
 
 
 def is_troubled(tally: Tally) -> bool:
@@ -68,10 +76,6 @@ def mailing_to_probe(due: Iterable[int], lately: Mapping[int, Tally], last_serve
     """
     troubled = {mailing_id for mailing_id, tally in lately.items() if is_troubled(tally)}
     return min(due, key=lambda mailing_id: (mailing_id in troubled, last_served.get(mailing_id, 0)))
-
-
-def _heard(windows: Sequence[Mapping[int, Tally]]) -> dict[int, Tally]:
-    return {mailing_id: tally for mailing_id in windows[-1] if (tally := _newest(windows, mailing_id))}
 
 
 def _newest(windows: Sequence[Mapping[int, Tally]], mailing_id: int) -> Tally | None:

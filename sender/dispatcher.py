@@ -82,7 +82,7 @@ class Dispatcher:
         self._sweep_from = 0.0
         self._next_tidy = 0.0
         self._next_breaker = 0.0
-        self._suspected_at: float | None = None  # monotonic, since when all that is heard of the gateway is trouble
+        self._suspicion = breaker.Suspicion()
         self._gateway = GatewayState.CLOSED
         self._pace: float | None = None
         self._last_served: dict[int, int] = {}  # mailing id: the number of the turn in which it got its last batch
@@ -257,7 +257,7 @@ class Dispatcher:
         if any(tally.blocked for tally in lately.values()):
             return self._set_gateway(session, GatewayState.BLOCKED, breaker.reason_of(lately))
         if not any(tally.troubled for tally in lately.values()):
-            self._suspected_at = None
+            self._suspicion.forget()
         elif self._is_failing(session, row):
             return self._set_gateway(session, GatewayState.OPEN, breaker.reason_of(lately))
         return row.state
@@ -265,11 +265,7 @@ class Dispatcher:
     def _is_failing(self, session: Session, row: gateway.GatewayRow) -> bool:
         windows = [gateway.recent(session, seconds, row.changed_at) for seconds in breaker.WINDOWS_SECONDS]
         under_way = batches.outstanding(session).keys() | audience.due(session)
-        if not breaker.is_suspect(windows, under_way):
-            self._suspected_at = None
-            return False
-        self._suspected_at = self._suspected_at or time.monotonic()
-        return breaker.is_failing(windows, under_way, time.monotonic() - self._suspected_at)
+        return self._suspicion.is_sure(windows, under_way, time.monotonic())
 
     def _heed_probes(self, session: Session, row: gateway.GatewayRow) -> GatewayState:
         """Close by what probes heard. Before the first, only calls from before the trouble are still answered."""
@@ -282,7 +278,7 @@ class Dispatcher:
         return row.state
 
     def _set_gateway(self, session: Session, state: GatewayState, reason: str | None) -> GatewayState:
-        self._suspected_at = None
+        self._suspicion.forget()
         gateway.set_state(session, state, reason, breaker.probe_seconds(state))
         level = log.info if state is GatewayState.CLOSED else log.error
         level("gateway_state", state=state.value, reason=reason)

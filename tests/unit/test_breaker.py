@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
+
 import pytest
 
 from db.queries.gateway import Tally
 from sender import breaker
 
 LONG_SUSPECTED = 60.0
+
+
+def is_failing_after(windows: list[dict[int, Tally]], under_way: AbstractSet[int], suspected_for: float) -> bool:
+    """Whether the gateway counts as failing when this is all that was heard for so many seconds."""
+    suspicion = breaker.Suspicion()
+    suspicion.is_sure(windows, under_way, now=1000.0)
+    return suspicion.is_sure(windows, under_way, now=1000.0 + suspected_for)
 
 
 @pytest.mark.parametrize(
@@ -24,31 +33,40 @@ LONG_SUSPECTED = 60.0
     ],
 )
 def test_the_breaker_opens_when_most_calls_of_every_mailing_fail(tallies: dict[int, Tally], failing: bool) -> None:
-    assert breaker.is_failing([tallies, tallies, tallies], tallies.keys(), LONG_SUSPECTED) is failing
+    assert is_failing_after([tallies, tallies, tallies], tallies.keys(), LONG_SUSPECTED) is failing
 
 
 def test_a_mailing_that_was_heard_a_while_ago_still_proves_the_gateway_alive() -> None:
     failing, fine = Tally(troubled=100), Tally(answered=100)
     # The second is between two groups of answers: the shortest window knows nothing of it.
-    assert not breaker.is_failing([{1: failing}, {1: failing, 2: fine}, {1: failing, 2: fine}], {1, 2}, LONG_SUSPECTED)
+    assert not is_failing_after([{1: failing}, {1: failing, 2: fine}, {1: failing, 2: fine}], {1, 2}, LONG_SUSPECTED)
 
 
 def test_a_mailing_that_has_ended_proves_nothing() -> None:
     failing, fine = Tally(troubled=100), Tally(answered=100)
-    assert breaker.is_failing([{1: failing}, {1: failing, 2: fine}, {1: failing, 2: fine}], {1}, LONG_SUSPECTED)
+    assert is_failing_after([{1: failing}, {1: failing, 2: fine}, {1: failing, 2: fine}], {1}, LONG_SUSPECTED)
 
 
 def test_an_outage_shows_in_the_newest_calls_of_every_mailing() -> None:
     newest = {1: Tally(troubled=50), 2: Tally(troubled=3)}
     whole = {1: Tally(answered=9_000, troubled=50), 2: Tally(answered=90, troubled=3)}
-    assert breaker.is_failing([newest, whole, whole], {1, 2}, LONG_SUSPECTED)
+    assert is_failing_after([newest, whole, whole], {1, 2}, LONG_SUSPECTED)
 
 
 def test_every_mailing_under_way_is_heard_first() -> None:
     windows = [{1: Tally(troubled=100)}] * 3
-    assert not breaker.is_failing(windows, {1, 2}, breaker.HEARING_SECONDS / 2)
-    assert breaker.is_failing(windows, {1, 2}, breaker.HEARING_SECONDS * 2)
-    assert breaker.is_failing(windows, {1}, breaker.HEARING_SECONDS / 2)
+    assert not is_failing_after(windows, {1, 2}, breaker.HEARING_SECONDS / 2)
+    assert is_failing_after(windows, {1, 2}, breaker.HEARING_SECONDS * 2)
+    assert is_failing_after(windows, {1}, breaker.HEARING_SECONDS / 2)
+
+
+def test_what_was_suspected_before_an_answer_counts_no_longer() -> None:
+    trouble, answers = [{1: Tally(troubled=100)}] * 3, [{1: Tally(answered=100)}] * 3
+    suspicion = breaker.Suspicion()
+    assert not suspicion.is_sure(trouble, {1, 2}, now=0.0)
+    assert not suspicion.is_sure(answers, {1, 2}, now=1.0)
+    assert not suspicion.is_sure(trouble, {1, 2}, now=breaker.HEARING_SECONDS + 0.5)
+    assert suspicion.is_sure(trouble, {1, 2}, now=2 * breaker.HEARING_SECONDS + 0.5)
 
 
 def test_the_pace_halves_what_was_really_going_on() -> None:
