@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common.serving import THREADS, EvenWorker, Server, shared_memory
+from common.serving import THREADS, Server, shared_memory
 from common.settings import Settings
 
 _PREFIX = "mailings-api-"
@@ -28,11 +28,10 @@ def serve(settings: Settings) -> None:
 
         return create_app(settings, THREADS)
 
-    more = {
-        "child_exit": _forget_worker,
-        "on_exit": lambda _arbiter: shutil.rmtree(metrics_directory, ignore_errors=True),
-    }
-    Server("api", settings.api_port, settings, make_app, _describe_error, more).run()
+    def remove_metrics() -> None:
+        shutil.rmtree(metrics_directory, ignore_errors=True)
+
+    Server("api", settings.api_port, settings, make_app, _describe_error, _forget_metrics_of, remove_metrics).run()
 
 
 def _remove_left_behind(parent: Path) -> None:
@@ -43,11 +42,10 @@ def _remove_left_behind(parent: Path) -> None:
             shutil.rmtree(directory, ignore_errors=True)
 
 
-def _forget_worker(arbiter: Any, worker: Any) -> None:
-    EvenWorker.forget(arbiter, worker)
+def _forget_metrics_of(pid: int) -> None:
     from prometheus_client.multiprocess import mark_process_dead
 
-    mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+    mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 def _describe_error(status: int, reason: str, message: str) -> tuple[str, bytes]:

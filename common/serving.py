@@ -5,7 +5,8 @@ from __future__ import annotations
 import mmap
 import os
 import time
-from collections.abc import Callable, Mapping
+from array import array
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,10 @@ def shared_memory() -> str | None:
 
 # How many connections each worker process holds, or that no thread of it is free; shared by all forked from here.
 _held = memoryview(mmap.mmap(-1, 2 * _SLOTS)).cast("H")
-for _slot in range(_SLOTS):
-    _held[_slot] = _GONE
+_held[:] = array("H", [_GONE] * _SLOTS)
 
 
-class EvenWorker(ThreadWorker):  # type: ignore[misc]  # as below
+class EvenWorker(ThreadWorker):
     """Leaves a new connection to the worker process that has the fewest, and a thread to spare.
 
     The kernel wakes all of them, and whoever runs first would take what there is: of sixteen connections opened at once
@@ -86,13 +86,12 @@ class EvenWorker(ThreadWorker):  # type: ignore[misc]  # as below
         self._left = 0
         super().accept(listener)
 
-    @staticmethod
-    def forget(_arbiter: Any, worker: EvenWorker) -> None:
-        """Leave no more connections to a process that has ended."""
-        _held[worker._slot] = _GONE
+    def forget(self) -> None:
+        """Leave no more connections to this process, which has ended; called in the parent process."""
+        _held[self._slot] = _GONE
 
 
-class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types.
+class Server(BaseApplication):
     """Serves an application, made in each worker process, until SIGTERM; requests at work get the time to finish."""
 
     def __init__(
@@ -102,17 +101,27 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types.
         settings: Settings,
         make_app: Callable[[], Any],
         describe_error: Callable[[int, str, str], tuple[str, bytes]],
-        more: Mapping[str, Any] | None = None,
+        worker_ended: Callable[[int], None] = lambda _pid: None,
+        ended: Callable[[], None] = lambda: None,
     ) -> None:
-        """`describe_error` gives content type and body for a request that gunicorn cannot even read."""
+        """`describe_error` gives content type and body for a request that gunicorn cannot even read.
+
+        `worker_ended` is told the pid of every worker process that is no more, `ended` called when all are.
+        """
         self._name = name
         self._settings = settings
         self._make_app = make_app
+
+        def child_exit(_arbiter: Any, worker: EvenWorker) -> None:
+            worker.forget()
+            worker_ended(worker.pid)
+
         self._options = {
             "bind": f"{settings.listen_address}:{port}",
             "workers": min(max(os.cpu_count() or 2, 2), 8),
             "worker_class": EvenWorker,
-            "child_exit": EvenWorker.forget,
+            "child_exit": child_exit,
+            "on_exit": lambda _arbiter: ended(),
             "threads": THREADS,
             "worker_tmp_dir": shared_memory(),
             "control_socket_disable": True,
@@ -122,7 +131,6 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types.
             "accesslog": None,
             "logger_class": _Logger,
             "proc_name": f"mailings-{name}",
-            **(more or {}),
         }
 
         def write_error(sock: Any, status: int, reason: str, message: str) -> None:
@@ -147,7 +155,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types.
         return self._make_app()
 
 
-class _Logger(Logger):  # type: ignore[misc]  # as above
+class _Logger(Logger):
     """Hands gunicorn's own lines to our log."""
 
     def setup(self, cfg: Any) -> None:  # noqa: ARG002  # gunicorn's signature

@@ -269,6 +269,17 @@ def test_a_worker_process_that_died_is_waited_for_no_longer(served: Served) -> N
     assert max(counts := _spread(served)) <= min(counts) + 2, counts
 
 
+def test_a_frozen_worker_process_keeps_no_new_connection_from_the_other(served: Served) -> None:
+    assert wait_until(lambda: min(_spread(served)) > 0, timeout=20)
+    frozen = _worker_processes(served)[0]
+    os.kill(frozen, signal.SIGSTOP)
+    try:
+        for _ in range(20):
+            assert served.call("GET", "/healthz")[0] == 200
+    finally:
+        os.kill(frozen, signal.SIGCONT)
+
+
 def test_a_process_whose_threads_all_wait_gets_no_new_connection(served: Served, engine: sa.Engine) -> None:
     assert wait_until(lambda: min(_spread(served)) > 0, timeout=20)
     with contextlib.ExitStack() as stack:
