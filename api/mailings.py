@@ -280,7 +280,7 @@ class OneMailing(MethodView):
     def get(self, mailing_id: int) -> dict[str, Any]:
         """Return one mailing"""
         with reading() as reader:
-            return represent(mailings.read(reader, mailing_id))
+            return represent(mailings.get_row(reader, mailing_id))
 
     @blueprint.arguments(MailingReplacement)
     @blueprint.response(200, MailingSchema)

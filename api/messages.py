@@ -154,7 +154,7 @@ class MessagesOfMailing(MethodView):
         The messages are paged by key: hand `next` back as `after`.
         """
         with reading() as reader:
-            mailing = mailings.read(reader, mailing_id)
+            mailing = mailings.get_row(reader, mailing_id)
             by_status = statistics.of_mailing(reader, mailing_id)
             page = _page(reader, messages.Filter(mailing_id=mailing_id), query)
         return {

@@ -42,7 +42,7 @@ _COLUMNS = (
 _ADD = audit.adding(_TABLE, _COLUMNS, _TABLE.c.idempotency_key, notified_of_work())
 # To everyone, at any time.
 _ANYONE: Mapping[str, Any] = {"operator_codes": [], "tags": [], "window_from": None, "window_to": None}
-_READ = sa.select(_TABLE).where(_TABLE.c.id == sa.bindparam("mailing_id"), _TABLE.c.deleted_at.is_(None))
+_GET_ROW = sa.select(_TABLE).where(_TABLE.c.id == sa.bindparam("mailing_id"), _TABLE.c.deleted_at.is_(None))
 _GET = sa.select(Mailing).where(Mailing.id == sa.bindparam("mailing_id"), Mailing.deleted_at.is_(None))
 
 
@@ -88,9 +88,9 @@ def get(session: Session, mailing_id: int) -> Mailing:
     return mailing
 
 
-def read(reader: Reader, mailing_id: int) -> MailingRow:
+def get_row(reader: Reader, mailing_id: int) -> MailingRow:
     """The same for those who change nothing, as a row."""
-    row = reader.execute(_READ, {"mailing_id": mailing_id}).one_or_none()
+    row = reader.execute(_GET_ROW, {"mailing_id": mailing_id}).one_or_none()
     if row is None:
         raise MissingError("no such mailing")
     return row
