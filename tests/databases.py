@@ -10,6 +10,18 @@ import sqlalchemy as sa
 
 from db.engine import make_engine
 
+_REFUSE_WHEN_FULL = """
+    CREATE TABLE disk (is_full boolean NOT NULL);
+    INSERT INTO disk VALUES (false);
+    CREATE FUNCTION refuse_when_full() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF (SELECT is_full FROM disk) THEN
+            RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = 'disk_full';
+        END IF;
+        RETURN NULL;
+    END $$;
+"""
+
 
 @contextmanager
 def fresh_database(server: sa.URL, template: str = "template1") -> Iterator[str]:
@@ -30,6 +42,16 @@ def connected(url: str) -> Iterator[sa.Engine]:
         yield engine
     finally:
         engine.dispose()
+
+
+def can_be_full(*tables: str) -> str:
+    """Statements after which `UPDATE disk SET is_full = true` has PostgreSQL refuse all changes of these tables."""
+    triggers = (
+        f"CREATE TRIGGER refuse_when_full BEFORE INSERT OR UPDATE OR DELETE ON {table}"
+        " EXECUTE FUNCTION refuse_when_full();"
+        for table in tables
+    )
+    return _REFUSE_WHEN_FULL + "".join(triggers)
 
 
 def _administer(server: sa.URL, statement: str) -> None:

@@ -7,25 +7,12 @@ import time
 import pytest
 
 from tests.conftest import SystemMaker
+from tests.databases import can_be_full
 from tests.system import CONCURRENCY, SENDING_PROCESSES, System, cpu_seconds
 
 MESSAGES = 20_000
 HALFWAY = 7_000
 ON_THE_WIRE = CONCURRENCY * SENDING_PROCESSES
-
-DISK_FULL = """
-    CREATE TABLE disk (is_full boolean NOT NULL);
-    INSERT INTO disk VALUES (false);
-    CREATE FUNCTION refuse_when_full() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN
-        IF (SELECT is_full FROM disk) THEN
-            RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = 'disk_full';
-        END IF;
-        RETURN NULL;
-    END $$;
-    CREATE TRIGGER refuse_when_full BEFORE INSERT OR UPDATE OR DELETE ON message EXECUTE FUNCTION refuse_when_full();
-    CREATE TRIGGER refuse_when_full BEFORE INSERT OR UPDATE OR DELETE ON batch EXECUTE FUNCTION refuse_when_full();
-"""
 
 
 @pytest.mark.faults
@@ -132,7 +119,7 @@ def test_connections_to_postgresql_that_are_cut_again_and_again(make_system: Sys
 @pytest.mark.faults
 def test_a_full_disk_under_postgresql_is_waited_out(make_system: SystemMaker) -> None:
     with make_system() as system:
-        system.execute(DISK_FULL)
+        system.execute(can_be_full("message", "batch"))
         mailing = system.start_mailing(MESSAGES)
         system.wait_for_accepted(HALFWAY)
         system.execute("UPDATE disk SET is_full = true")

@@ -6,19 +6,11 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from tests.databases import can_be_full
 from tests.factories import make_client
 from tests.integration.conftest import Api
 
 MAILING = {"name": "May", "text": "Hello", "ends_at": "2126-01-01T00:00:00Z"}
-
-# What PostgreSQL says when it cannot extend a table's file.
-DISK_FULL = """
-    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN
-        RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = 'disk_full';
-    END $$;
-    CREATE TRIGGER refuse BEFORE INSERT ON client EXECUTE FUNCTION refuse();
-"""
 
 
 def _last_statement(session: Session) -> str:
@@ -61,12 +53,13 @@ def test_a_change_of_several_statements_is_one_transaction(api: Api, api_session
 
 
 def test_a_full_disk_is_named_and_changes_nothing(api: Api, api_session: Session) -> None:
-    api_session.execute(sa.text(DISK_FULL))
+    api_session.execute(sa.text(can_be_full("client")))
+    api_session.execute(sa.text("UPDATE disk SET is_full = true"))
     api_session.commit()
     try:
         answer = api.post("/client/", {"phone": "+79161234567"})
     finally:
-        api_session.execute(sa.text("DROP FUNCTION refuse() CASCADE"))
+        api_session.execute(sa.text("DROP FUNCTION refuse_when_full() CASCADE; DROP TABLE disk"))
         api_session.commit()
 
     assert answer.status_code == 503
