@@ -6,6 +6,7 @@ python -m tools.mailbox --port 1025 --directory .local/mail
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import signal
 import sys
@@ -30,20 +31,22 @@ class Mailbox:
     async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802  # Its name.
         """Keep one mail; the answer to the client."""
         try:
-            self._keep(envelope)
+            path = self._keep(envelope)
         except OSError as error:
             return f"452 cannot be kept: {error.strerror}"  # A temporary failure: the disk may be full.
+        with contextlib.suppress(OSError):  # It is kept, whether or not that can be told.
+            print(f"caught {path}", flush=True)
         return "250 caught"
 
-    def _keep(self, envelope: Envelope) -> None:
+    def _keep(self, envelope: Envelope) -> Path:
         content = envelope.content if isinstance(envelope.content, bytes) else (envelope.content or "").encode()
         path = next(path for path in self._names() if not path.exists())
         path.write_bytes(content)
         body = message_from_bytes(content, policy=policy.default).get_body(("html",))
         if body is not None:
             path.with_suffix(".html").write_text(body.get_content())
-        print(f"caught {path}", flush=True)
         self._forget_old()
+        return path
 
     def _names(self) -> Iterator[Path]:
         stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")

@@ -349,7 +349,8 @@ def run(local: Local) -> int:
     finally:
         handle_stop(signal.SIG_IGN)
         supervisor.stop()
-    supervisor.publish("failed" if failure else "stopped", failure)
+    with contextlib.suppress(OSError):
+        supervisor.publish("failed" if failure else "stopped", failure)
     return 1 if failure else 0
 
 
