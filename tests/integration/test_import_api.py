@@ -23,7 +23,7 @@ from werkzeug.test import TestResponse
 from common.csv_export import without_formula
 from db.models import Client, ImportChunk, ImportJob
 from sender.imports import run_import
-from tests.integration.conftest import FULL_KEY, Api
+from tests.integration.conftest import FULL_KEY, Api, listening
 from tools.processes import free_port, wait_until
 
 GOOD = "phone,name\n+79161234567,Anna\n+79161234568,Boris\n"
@@ -254,14 +254,14 @@ def test_unknown_import_is_not_found(api: Api, path: str) -> None:
 
 
 def test_upload_wakes_the_dispatcher_at_commit(api: Api, api_engine: sa.Engine) -> None:
-    with api_engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql("LISTEN work")
+    with listening(api_engine, "work") as wait_for:
         upload(api, "phone\n")
-        connection.connection.poll()
-        assert connection.connection.notifies == []
+        # Notifications come in the order of the commits: had the refused file sent one, it would be before this.
+        with api_engine.begin() as connection:
+            connection.exec_driver_sql("NOTIFY work, 'after the refused file'")
+        assert wait_for(1) == ["after the refused file"]
         upload(api, GOOD)
-        connection.connection.poll()
-        assert [notice.channel for notice in connection.connection.notifies] == ["work"]
+        assert wait_for(2) == ["after the refused file", ""]
 
 
 @pytest.fixture(scope="module")
