@@ -34,6 +34,7 @@ log = structlog.get_logger(__name__)
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 BODY_LIMIT_BYTES = 64 * 1024  # A real answer has some dozen bytes; ten megabytes are not read.
+UPLOAD_BUFFER_BYTES = 16 * 1024  # The least there is: libcurl keeps one of 64 kB for each call in flight otherwise.
 ROUND_SECONDS = 0.001  # The loop goes round no more often.
 # And begins so many calls in a round at most: a gateway that answers at once is then spoken to over few connections,
 # and a slow one still gets sixty thousand calls a second.
@@ -350,6 +351,7 @@ class GatewayClient:
         handle.setopt(pycurl.TIMEOUT_MS, int(self._timeout_seconds * 1000))
         handle.setopt(pycurl.CONNECTTIMEOUT_MS, self._connect_timeout_ms())
         handle.setopt(pycurl.MAXFILESIZE, BODY_LIMIT_BYTES)
+        handle.setopt(pycurl.UPLOAD_BUFFERSIZE, UPLOAD_BUFFER_BYTES)
         handle.setopt(pycurl.TCP_KEEPALIVE, 1)
         if not getproxies_environment():
             handle.setopt(pycurl.PROXY, "")  # Or else libcurl looks for one in the environment for every call.
