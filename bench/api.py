@@ -161,7 +161,9 @@ def _compare(bench: Bench, endpoint: Endpoint, ours: Served, bare: Served) -> It
         yield Figure(SECTION, f"{endpoint.name}: {value}", our[value], "ms", their[value], "bare Flask")
 
 
-def load(endpoint: Endpoint, url: str, seconds: int, connections: int, first: int = 0) -> Load:
+def load(
+    endpoint: Endpoint, url: str, seconds: int, connections: int, first: int = 0, pause_milliseconds: int = 0
+) -> Load:
     """Repeat a request for so long; raise MeasurementError when one was refused."""
     found = wrk(
         f"{url}{endpoint.path}",
@@ -171,6 +173,7 @@ def load(endpoint: Endpoint, url: str, seconds: int, connections: int, first: in
         body=endpoint.body,
         headers=HEADERS,
         script=endpoint.script.format(first=first) if endpoint.script else "",
+        pause_milliseconds=pause_milliseconds,
     )
     if found.refused or found.socket_errors:
         raise MeasurementError(f"{endpoint.name}: {found.refused} refused, {found.socket_errors} connections broken")

@@ -48,8 +48,11 @@ def wrk(
     body: str | None = None,
     headers: Mapping[str, str] | None = None,
     script: str = "",
+    pause_milliseconds: int = 0,
 ) -> Load:
-    """Load the address from one thread. `script` is Lua of the caller's, for bodies that vary.
+    """Load the address from one thread, with a pause before each request of a connection if asked for.
+
+    `script` is Lua of the caller's, for bodies that vary.
 
     Raise MissingProgramError when wrk is not installed.
     """
@@ -57,7 +60,8 @@ def wrk(
     if program is None:
         raise MissingProgramError("wrk is not installed: tools/bootstrap load")
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
-        file.write(_request(method, body, headers or {}) + script + _SCRIPT)
+        pause = f"function delay() return {pause_milliseconds} end\n" if pause_milliseconds else ""
+        file.write(_request(method, body, headers or {}) + script + pause + _SCRIPT)
         file.flush()
         command = [program, "-t", "1", "-c", str(connections), "-d", f"{max(1, round(seconds))}s"]
         command += ["--timeout", "30s", "-s", file.name, url]

@@ -107,12 +107,13 @@ class Database:
         self.name = name
         self.url = server.url(name)
         self.dsn = server.dsn(name)
-        self.engine = sa.create_engine(self.url, poolclass=sa.NullPool)
+        self.engine = sa.create_engine(self.url)
         self._connection = psycopg2.connect(self.dsn)
         self._connection.autocommit = True
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connections."""
+        self.engine.dispose()
         self._connection.close()
 
     def execute(self, statement: str, *values: object) -> None:

@@ -120,10 +120,14 @@ class System:
         """The processor time so far, by group."""
         return {name: usage.cpu_seconds(pids) for name, pids in self.groups.items()}
 
-    def send_mailing(self, patience_seconds: float = 900.0, **values: object) -> Sending:
-        """Send a mailing to its end, count at the gateway that everybody was reached, and tell what it took."""
+    def send_mailing(self, patience_seconds: float = 900.0, *, settled: bool = False, **values: object) -> Sending:
+        """Send a mailing to its end, count at the gateway that everybody was reached, and tell what it took.
+
+        A checkpoint comes first, unless the database was `settled` for several: after each, every page is logged whole.
+        """
         self.gateway.forget()
-        self.database.settle()
+        if not settled:
+            self.database.settle()
         cpu, wal = self.cpu_seconds(), self.database.wal_position()
         mailing_id = self.database.add_mailing(**values)
         began = time.time()
