@@ -118,6 +118,16 @@ def test_the_request_is_what_the_contract_says(simulator: Simulator) -> None:
     assert simulator.received()["bad_requests"] == simulator.received()["unauthorized"] == 0
 
 
+def test_a_text_larger_than_every_buffer_arrives_whole(simulator: Simulator) -> None:
+    simulator.forget()
+    text = "".join(f"{number:07} " for number in range(25_000))
+    with client_for(simulator.url, timeout=10) as client:
+        result = only(results(client, delivery(43, text=text)))
+    assert result.judgement.verdict is Verdict.ACCEPTED
+    (seen,) = simulator.ids()
+    assert seen["text"] == text
+
+
 def test_a_wrong_token_blocks(simulator: Simulator) -> None:
     with client_for(simulator.url, token="wrong") as client:
         result = only(results(client, delivery(42)))
