@@ -117,6 +117,7 @@ _REASONS = {
     "empty_body": _("The gateway's answer was empty"),
     "wrong_shape": _("The gateway's answer could not be understood"),
     "wrong_code": _("The gateway answered with an unknown code"),
+    "text_too_long": _("Filled in for this client, the text is too long"),
     "receipt": _("Reported as failed by the gateway"),
     "ended": _("The mailing ended first"),
     "cancelled": _("The mailing was cancelled"),

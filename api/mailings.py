@@ -41,7 +41,11 @@ STATES = [state.value for state in MailingState]
 STATUSES = [status.value for status in MessageStatus]
 
 _NAME = about("A name for people.", "Sale")
-_TEXT = about("What is sent; may hold `{placeholders}` and `{placeholders|with a fallback}`.", "Hello, {name|there}!")
+_TEXT = about(
+    "What is sent; may hold `{placeholders}` and `{placeholders|with a fallback}`. A client whose text would have over"
+    f" {rules.FILLED_TEXT_LENGTH:,} characters gets none: that message fails with the reason `text_too_long`.",
+    "Hello, {name|there}!",
+)
 _STARTS = about("When sending begins; by default now.", "2026-11-23T09:00:00Z")
 _ENDS = about("Nothing is sent from this time on.", "2030-01-01T21:00:00Z")
 _FILTER = about("Who gets it; left out, or with both lists empty: everyone.")

@@ -36,7 +36,12 @@ class SampleAnswer(Answer):
     client_id = fields.Integer(required=True, metadata=about("The client.", 1))
     phone = fields.String(required=True, metadata=about("The client's number.", "+79161234567"))
     text = fields.String(
-        required=True, allow_none=True, metadata=about("The text filled in; null when it cannot be.", "Hello, Anna!")
+        required=True,
+        allow_none=True,
+        metadata=about(
+            f"The text filled in; null when it cannot be, or then has over {rules.FILLED_TEXT_LENGTH:,} characters.",
+            "Hello, Anna!",
+        ),
     )
     missing = fields.String(
         required=True,

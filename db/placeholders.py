@@ -6,15 +6,32 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from db import rules
+
 _PLACEHOLDER = re.compile(r"\{([^{}|\n]+)(?:\|([^{}]*))?\}")
 
 
-class MissingAttributeError(Exception):
+class UnfillableError(Exception):
+    """The text cannot be filled in for a client; `reason` is what is stored of the message."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class MissingAttributeError(UnfillableError):
     """The client lacks an attribute that the text names without a fallback; `name` is the attribute."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(name)
+        super().__init__(f"missing_placeholder:{name}")
         self.name = name
+
+
+class TextTooLongError(UnfillableError):
+    """Filled in, the text has more than `rules.FILLED_TEXT_LENGTH` characters."""
+
+    def __init__(self) -> None:
+        super().__init__("text_too_long")
 
 
 def names(text: str) -> list[str]:
@@ -23,15 +40,27 @@ def names(text: str) -> list[str]:
 
 
 def fill(text: str, attributes: Mapping[str, Any]) -> str:
-    """Return the text for one client; raise MissingAttributeError. An empty attribute counts as lacking."""
+    """Return the text for one client. An empty attribute counts as lacking.
+
+    Raises MissingAttributeError and TextTooLongError.
+    """
+    room = rules.FILLED_TEXT_LENGTH
 
     def value(match: re.Match[str]) -> str:
+        nonlocal room
         name = match[1].strip()
         found = attributes.get(name)
-        if found is not None and found != "":
-            return str(found)
-        if match[2] is None:
+        filled = match[2] if found is None or found == "" else str(found)
+        if filled is None:
             raise MissingAttributeError(name)
-        return match[2]
+        room -= len(filled)
+        if room < 0:  # Noticed on the way: a hundred long attributes, each many times, are megabytes.
+            raise TextTooLongError
+        return filled
 
-    return _PLACEHOLDER.sub(value, text) if "{" in text else text
+    if "{" not in text:
+        return text
+    whole = _PLACEHOLDER.sub(value, text)
+    if len(whole) > rules.FILLED_TEXT_LENGTH:
+        raise TextTooLongError
+    return whole

@@ -11,7 +11,7 @@ import structlog
 from sqlalchemy.orm import Session, sessionmaker
 
 from db.models import MessageStatus
-from db.placeholders import MissingAttributeError, fill
+from db.placeholders import UnfillableError, fill
 from db.queries import batches
 from db.queries.batches import Recipient, TakenBatch
 from db.windows import Window
@@ -101,6 +101,5 @@ def _call(recipient: Recipient, text: str, now: datetime) -> Call | Settled:
         return Settled(recipient, unsendable(recipient, MessageStatus.CANCELLED, "opted_out", now))
     try:
         return Call(recipient, int(recipient.phone), fill(text, recipient.attributes or {}))
-    except MissingAttributeError as missing:
-        reason = f"missing_placeholder:{missing.name}"
-        return Settled(recipient, unsendable(recipient, MessageStatus.FAILED, reason, now))
+    except UnfillableError as error:
+        return Settled(recipient, unsendable(recipient, MessageStatus.FAILED, error.reason, now))

@@ -29,7 +29,10 @@ class Audience(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reading:
-    """What one client would read. `missing` is the attribute for want of which the message would fail."""
+    """What one client would read. `missing` is the attribute for want of which the message would fail.
+
+    Neither is there when the text, filled in for this client, is too long.
+    """
 
     client: Client
     text: str | None
@@ -72,7 +75,7 @@ def preview(
         total_parts=math.ceil(average * audience.clients),
         total_is_exact=audience.is_exact and (not names or len(readings) == audience.clients),
         sampled=len(readings),
-        lacking=len(readings) - len(filled),
+        lacking=sum(reading.missing is not None for reading in readings),
     )
 
 
@@ -82,6 +85,8 @@ def read(text: str, client: Client) -> Reading:
         return Reading(client, placeholders.fill(text, client.attributes), None)
     except placeholders.MissingAttributeError as error:
         return Reading(client, None, error.name)
+    except placeholders.TextTooLongError:
+        return Reading(client, None, None)
 
 
 def count(

@@ -111,6 +111,16 @@ def test_from_a_file_of_people_to_the_statistics(system: System) -> None:
     assert system.simulator.received()["unauthorized"] == 0
 
 
+def test_a_text_that_is_too_long_for_a_client_fails_for_this_client_alone(system: System) -> None:
+    upload(system, f"phone,tags,name\n+79270000001,long,Anna\n+79270000002,long,{'x' * 16_000}\n".encode())
+    made = mailing(system, text="{name}" * 300, filter={"operator_codes": ["927"]})
+    done = wait_until_done(system, made["id"])
+    assert done["by_status"] | {"sent": 1, "failed": 1} == done["by_status"]
+    (failed,) = [item for item in done["items"] if item["status"] == "failed"]
+    assert failed["last_error"] == "text_too_long"
+    assert received(system, made["id"]) == {79270000001: "Anna" * 300}
+
+
 def test_a_client_without_the_attribute_fails_with_a_reason_that_can_be_read(system: System) -> None:
     upload(system, b"phone,tags,name\n+79260000001,lack,Anna\n+79260000002,lack,\n")
     made = mailing(system, text="Dear {name}", filter={"operator_codes": ["926"]})

@@ -40,6 +40,14 @@ def test_preview_counts_samples_and_measures(session: Session) -> None:
     assert (found.measure.units, found.total_parts, found.total_is_exact) == (11, 3, True)
 
 
+def test_preview_of_a_text_that_is_too_long_for_a_client_shows_neither_text_nor_want(session: Session) -> None:
+    make_client(session, attributes={"name": "x" * 10_000})
+    make_client(session, attributes={"name": "Anna"})
+    found = previews.preview(session, "Hi {name}!", [], [])
+    assert [(reading.text, reading.missing) for reading in found.readings] == [(None, None), ("Hi Anna!", None)]
+    assert (found.sampled, found.lacking) == (2, 0)
+
+
 def test_preview_of_a_text_for_nobody_measures_it_as_it_is(session: Session) -> None:
     found = previews.preview(session, "Привет", ["999"], [])
     assert (found.audience.clients, found.readings, found.measure.parts, found.total_parts) == (0, [], 1, 0)

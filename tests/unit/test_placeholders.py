@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from db.placeholders import MissingAttributeError, fill, names
+from db import rules
+from db.placeholders import MissingAttributeError, TextTooLongError, fill, names
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,15 @@ def test_a_lacking_attribute_without_fallback_is_named(attributes: dict[str, obj
     with pytest.raises(MissingAttributeError) as error:
         fill("Hi {name}", attributes)
     assert error.value.name == "name"
+
+
+@pytest.mark.parametrize("text", ["{a}" * 11, "{a}" * 10 + ".", "{b|" + "c" * (rules.FILLED_TEXT_LENGTH + 1) + "}"])
+def test_a_text_that_grows_beyond_all_measure_is_refused(text: str) -> None:
+    attributes = {"a": "x" * (rules.FILLED_TEXT_LENGTH // 10)}
+    assert len(fill("{a}" * 10, attributes)) == rules.FILLED_TEXT_LENGTH
+    with pytest.raises(TextTooLongError) as error:
+        fill(text, attributes)
+    assert error.value.reason == "text_too_long"
 
 
 def test_names_come_once_and_in_order() -> None:
