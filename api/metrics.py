@@ -70,7 +70,7 @@ def exposition() -> tuple[bytes, str]:
     """The numbers of all worker processes together, and their content type."""
     registry = CollectorRegistry(auto_describe=False)
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        MultiProcessCollector(registry)
         own = generate_latest(registry)
     else:
         own = generate_latest(REGISTRY)

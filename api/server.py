@@ -45,7 +45,7 @@ def _remove_left_behind(parent: Path) -> None:
 def _forget_metrics_of(pid: int) -> None:
     from prometheus_client.multiprocess import mark_process_dead
 
-    mark_process_dead(pid)  # type: ignore[no-untyped-call]
+    mark_process_dead(pid)
 
 
 def _describe_error(status: int, reason: str, message: str) -> tuple[str, bytes]:
