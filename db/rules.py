@@ -8,7 +8,7 @@ import zoneinfo
 
 NAME_LENGTH = 200
 TEXT_LENGTH = 2000
-FILLED_TEXT_LENGTH = 10_000  # A batch of such texts still fits into memory; sixty-five SMS do not fit into patience.
+FILLED_TEXT_LENGTH = 10_000  # 65 SMS; a thousand of them, a batch, still fit into a sender's memory.
 REASON_LENGTH = 200
 TAGS = 100
 TAG_LENGTH = 64
