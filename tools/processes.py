@@ -155,8 +155,14 @@ def end(processes: Iterable[Running], grace: float) -> None:
     for entry in victims:
         entry.send(signal.SIGTERM)
     if not wait_until(lambda: not any(entry.is_alive for entry in victims), grace):
-        for entry in victims:
-            entry.send(signal.SIGKILL)
+        _kill(victims)
+
+
+def _kill(victims: Sequence[Running]) -> None:
+    """Kill these processes and wait for their end: until then they hold their ports, and are not gone yet."""
+    for entry in victims:
+        entry.send(signal.SIGKILL)
+    wait_until(lambda: not any(entry.is_alive for entry in victims), timeout=5.0, pause=0.005)
 
 
 def as_account(account: str) -> list[str]:
@@ -247,9 +253,7 @@ class Process:
         """Kill the program and everything it started, at once, as a power cut would."""
         if self._popen is None:
             return
-        victims = self._left_behind() if self.pid is None else family(self._popen.pid)
-        for entry in victims:
-            entry.send(signal.SIGKILL)
+        _kill(self._left_behind() if self.pid is None else family(self._popen.pid))
         self._popen.wait()
 
     def _left_behind(self) -> list[Running]:

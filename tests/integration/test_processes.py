@@ -28,11 +28,12 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 print("ready", flush=True)
 signal.pause()
 """
+# The kernel takes a moment to end this child, whose memory it has to clear away.
 IGNORES_SIGTERM = """
 import signal, subprocess, sys
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-print("ready", flush=True)
+code = "import time; held = bytes(range(256)) * 1_000_000; print('ready', flush=True); time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", code])
 while True:
     signal.pause()
 """
