@@ -371,11 +371,12 @@ class GatewayClient:
         if not finished:
             return
         now = time.monotonic()
+        in_flight = len(self._slots) - len(self._spare)
         called: defaultdict[Delivery, list[Called]] = defaultdict(list)
         for handle, error in finished:
             delivery, result = self._finish(self._slots[handle], error)
             called[delivery].append(result)
-        self._adapt([result for results in called.values() for result in results], now)
+        self._adapt([result for results in called.values() for result in results], in_flight, now)
         for delivery, results in called.items():
             delivery.put(results)
             self._watch(delivery.mailing_id, results, now)
@@ -390,17 +391,17 @@ class GatewayClient:
         self._spare.append(slot)
         return delivery, Called(call.recipient, answer, judge(answer))
 
-    def _adapt(self, called: list[Called], now: float) -> None:
-        """Let the number of calls in flight follow these answers."""
+    def _adapt(self, called: list[Called], in_flight: int, now: float) -> None:
+        """Let the number of calls in flight follow these answers; `in_flight` were until they came."""
         if any(result.judgement.reason in _OVERLOAD_REASONS for result in called):
             self._limit.refused(now)
         times = [
-            result.answer.milliseconds
+            result.answer.milliseconds / 1000
             for result in called
             if result.judgement.verdict in _HEARD or result.answer.fault is Fault.TIMEOUT
         ]
         if times:
-            self._limit.answered(sum(times) / len(times) / 1000, now, len(times))
+            self._limit.answered(times, in_flight, now)
 
     def _watch(self, mailing_id: int, called: list[Called], now: float) -> None:
         """Stop by itself when nothing works any more: the breaker needs a second, a thousand calls a blink."""

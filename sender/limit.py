@@ -3,24 +3,49 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 FIRST = 50.0
 LEAST = 10.0
 DECREASE = 0.7
 DECREASE_SECONDS = 0.5
 INCREASE = 8.0  # a round of answers, beyond what was too much before
-# Answers that take this share of the time-out are slow: half of what is missing to losing them.
-SLOW_SHARE = 0.25
-# Fewer calls that leave answers longer than this share of before were not what made them slow. When nearly all run
-# into the time-out that cannot be told: then fewer, until it can.
-HELPED = 0.85
-# Answers within so much of the quickest average: calls do not queue, twice as many may go (HyStart++, RFC 9406). Within
+# A round has as many answers as calls are in flight, between these; or after this time fewer, where they are slow.
+ROUND_ANSWERS = (50, 1000)
+LATE_ROUND = (10, 1.0)  # answers, seconds
+# Answers within so much of the quickest round: calls do not queue, twice as many may go (HyStart++, RFC 9406). Within
 # the second: a few more. Beyond it more calls would only wait longer, and each costs memory (TCP Vegas).
 STEADY = (1.5, 0.02)  # times, plus seconds
 QUEUEING = (2.0, 0.05)
-QUICKEST_SECONDS = 120.0  # The quickest average is forgotten after so long: gateways change.
-WEIGHT = 0.05  # of one answer in the moving average of their times
-ENOUGH_ANSWERS = 40
+# Calls that never seem not to queue, for so long, or whose answers take this share of the time-out (half of what is
+# missing to losing them), are put to the test: does this share of them leave answers within so much of before?
+PATIENCE_SECONDS = 120.0
+SLOW_SHARE = 0.25
+TRIAL_SHARE = 0.25
+HELPED = 0.9
+SPARE = 1.5  # times the calls that did not queue, where it helped
+# When nearly all run into the time-out that cannot be told: then few, until it can.
+HOPELESS_SHARE = 0.85
+
+
+class _Round(NamedTuple):
+    """How long answers took, in seconds: the quickest round has the least of each."""
+
+    median: float
+    # By Little's law: what all calls waited, by the number of answers. While more and more calls are begun, the answers
+    # that came already are the quicker ones, and their median is too low where times vary; this is too high where they
+    # do not. So calls queue if both say so.
+    mean: float
+
+
+class _Trial(NamedTuple):
+    """What was before a trial with fewer calls."""
+
+    value: float
+    comfort: float
+    median: float
+    was_slow: bool
 
 
 class Limit:
@@ -36,71 +61,107 @@ class Limit:
         self.most = float(most)
         self.value = min(FIRST, self.most)
         self._timeout_seconds = timeout_seconds
-        self._comfort = self.most  # up to here it may double
-        self._decreased_at = 0.0  # monotonic
-        self._slow_from = self._slow_from_first = timeout_seconds * SLOW_SHARE
-        self._quickest = math.inf  # the least that the average was lately
-        self._quickest_at = 0.0  # monotonic
-        self._seconds = 0.0  # moving average of the answers to calls begun after the last decrease
-        self._answers = 0  # their number
-        self._before: tuple[float, float, float] | None = None  # value, comfort and seconds before the last decrease
+        self._decreased_at = -math.inf  # monotonic, as all times of a moment
+        self._trial: _Trial | None = None
+        self._heard_at = -math.inf
+        self._round_from = -math.inf  # answers before that belong to no round
+        self._seconds: list[float] = []  # of this round's answers
+        self._waited = 0.0  # by all calls together, during this round
+        self._forget()
 
-    def answered(self, seconds: float, now: float, calls: int = 1) -> None:
-        """Calls that took so long, on average, were answered or given up for their time-out at this monotonic time."""
-        self._time(seconds, now, calls)
-        if self._is_slow():
-            self._heed_slowness(now)
-        else:
-            self.value = min(self.most, self.value + calls * self._step())
+    def answered(self, seconds: Sequence[float], in_flight: int, now: float) -> None:
+        """Calls that took so long were answered or given up for their time-out; until then so many were in flight."""
+        self.value = min(self.most, self.value + len(seconds) * self._step())
+        if self._heard_at == -math.inf:
+            self._round_from = now
+        waited = in_flight * min(now - self._heard_at, max(seconds))
+        self._heard_at = now
+        if now >= self._round_from:
+            self._seconds += seconds
+            self._waited += waited
+            if self._is_round_complete(now):
+                self._end_round(now)
 
     def refused(self, now: float) -> None:
         """A connection was refused or not made in time: the sign of too many."""
         if now - self._decreased_at > DECREASE_SECONDS:
-            self._decrease(now)
+            self._decreased_at = now
+            self._lower(self.value * DECREASE)
+            self._trial = None
+            self._begin_round(now)
 
     def trip(self) -> None:
         """Nothing works any more: begin anew with one call, and hold nothing against the gateway, it was down."""
         self.value = 1.0
-        self._comfort = self.most
-        self._before = None
-        self._quickest = math.inf
-        self._answers = 0
+        self._forget()
 
-    def _time(self, seconds: float, now: float, calls: int) -> None:
-        if now - seconds < self._decreased_at:
-            return  # It waited behind more calls than there are now.
-        self._answers += calls
-        self._seconds += (seconds - self._seconds) * max(1 - (1 - WEIGHT) ** calls, calls / self._answers)
-        forgotten = now - self._quickest_at > QUICKEST_SECONDS
-        if self._answers >= min(ENOUGH_ANSWERS, self.value) and (self._seconds < self._quickest or forgotten):
-            self._quickest, self._quickest_at = self._seconds, now
-        if self._seconds < self._slow_from_first:
-            self._slow_from = self._slow_from_first
-            self._before = None
+    def _forget(self) -> None:
+        self._comfort = self.most  # up to here it may double
+        self._quickest = self._latest = _Round(math.inf, math.inf)
+        self._slow_from = self._timeout_seconds * SLOW_SHARE
+        self._steady_at = math.inf  # when calls did not queue last
+        self._trial = None
+        self._heard_at = -math.inf
+        self._begin_round(-math.inf)
 
     def _step(self) -> float:
         """What one answer adds."""
-        if self.value < self._comfort and self._is_within(STEADY):
-            return 1.0
-        return INCREASE / self.value if self._is_within(QUEUEING) else 0.0
+        if self._trial is not None or self._is_hopeless() or not self._is_within(QUEUEING):
+            return 0.0
+        return 1.0 if self.value < self._comfort and self._is_within(STEADY) else INCREASE / self.value
+
+    def _is_hopeless(self) -> bool:
+        return HOPELESS_SHARE * self._timeout_seconds < self._latest.median < math.inf
 
     def _is_within(self, bound: tuple[float, float]) -> bool:
-        return self._seconds <= bound[0] * self._quickest + bound[1]
+        return any(now <= bound[0] * least + bound[1] for now, least in zip(self._latest, self._quickest, strict=True))
 
-    def _is_slow(self) -> bool:
-        return self._answers >= min(ENOUGH_ANSWERS, self.value) and self._seconds > self._slow_from
+    def _lower(self, value: float) -> None:
+        self._comfort = self.value = max(min(LEAST, self.value), value)
 
-    def _heed_slowness(self, now: float) -> None:
-        if self._before is not None and HELPED * self._before[2] < self._seconds < HELPED * self._timeout_seconds:
-            self.value, self._comfort, _ = self._before
-            self._slow_from = 2 * self._seconds
-            self._quickest, self._quickest_at = self._seconds, now
-            self._before = None
-        else:
-            self._before = (self.value, self._comfort, self._seconds)
-            self._decrease(now)
+    # Rounds -------------------------------------------------------------------------------------------------------
 
-    def _decrease(self, now: float) -> None:
-        self._decreased_at = now
-        self._answers = 0
-        self._comfort = self.value = max(min(LEAST, self.value), self.value * DECREASE)
+    def _begin_round(self, since: float) -> None:
+        self._round_from = since
+        self._round_size = self.value
+        self._seconds = []
+        self._waited = 0.0
+
+    def _is_round_complete(self, now: float) -> bool:
+        count = len(self._seconds)
+        least, most = ROUND_ANSWERS
+        few, late = LATE_ROUND
+        return count >= min(most, max(least, self._round_size)) or (count >= few and now - self._round_from > late)
+
+    def _end_round(self, now: float) -> None:
+        ordered = sorted(self._seconds)
+        median, slowest = ordered[len(ordered) // 2], ordered[len(ordered) * 9 // 10]
+        self._latest = _Round(median, self._waited / len(ordered))
+        self._begin_round(now)
+        if self._trial is not None:
+            self._end_trial(self._trial)
+            self._trial = None
+            self._steady_at = now
+            self._begin_round(now + 2 * slowest)  # Calls begun at once are not what will be usual.
+            return
+        self._quickest = _Round(*map(min, self._latest, self._quickest))
+        if median < self._timeout_seconds * SLOW_SHARE:
+            self._slow_from = self._timeout_seconds * SLOW_SHARE
+        if self._is_within(STEADY):
+            self._steady_at = now
+        is_slow = median > self._slow_from or self._is_hopeless()
+        if is_slow or now - self._steady_at > PATIENCE_SECONDS:
+            self._trial = _Trial(self.value, self._comfort, median, is_slow)
+            self._lower(self.value * TRIAL_SHARE)
+            self._begin_round(now + 2 * slowest)  # What waited behind more calls is not looked at.
+
+    def _end_trial(self, before: _Trial) -> None:
+        median = self._latest.median
+        made_no_difference = HELPED < median / before.median < 1 / HELPED and not self._is_hopeless()
+        if made_no_difference:
+            self._quickest = self._latest
+            self._slow_from = max(self._slow_from, 2 * median)
+        if made_no_difference or not before.was_slow:
+            self.value, self._comfort = before.value, before.comfort
+        elif median < before.median:
+            self._lower(before.value * min(DECREASE, max(TRIAL_SHARE, SPARE * median / before.median)))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import heapq
+import random
 from collections.abc import Callable
+
+import pytest
 
 from sender.limit import FIRST, Limit
 
@@ -11,13 +14,15 @@ TIMEOUT_SECONDS = 10.0
 
 
 class Trial:
-    """Calls a gateway as fast as the limit allows, on a clock of its own."""
+    """Some processes call one gateway as fast as their limits allow, on a clock of their own."""
 
-    def __init__(self, answer_seconds: Callable[[int], float], most: int = 1600) -> None:
-        self.limit = Limit(most, TIMEOUT_SECONDS)
+    def __init__(self, answer_seconds: Callable[[int], float], most: int = 1600, processes: int = 1) -> None:
+        self.limits = [Limit(most, TIMEOUT_SECONDS) for _ in range(processes)]
+        self.limit = self.limits[0]
         self.answer_seconds = answer_seconds  # from the number in flight
         self.now = 100.0
-        self.in_flight: list[tuple[float, float]] = []  # when answered, begun
+        self.in_flight: list[tuple[float, float, int]] = []  # when answered, begun, and by which process
+        self.calls = [0] * processes  # in flight
         self.slowest = 0.0
         self.answers = 0
 
@@ -25,13 +30,16 @@ class Trial:
         end = self.now + seconds
         self.slowest, self.answers = 0.0, 0
         while self.now < end:
-            while len(self.in_flight) < int(self.limit.value):
-                took = min(TIMEOUT_SECONDS, self.answer_seconds(len(self.in_flight) + 1))
-                heapq.heappush(self.in_flight, (self.now + took, self.now))
-            self.now, begun = heapq.heappop(self.in_flight)
+            for process, limit in enumerate(self.limits):
+                while self.calls[process] < int(limit.value):
+                    took = min(TIMEOUT_SECONDS, self.answer_seconds(len(self.in_flight) + 1))
+                    heapq.heappush(self.in_flight, (self.now + took, self.now, process))
+                    self.calls[process] += 1
+            self.now, begun, process = heapq.heappop(self.in_flight)
             self.slowest = max(self.slowest, self.now - begun)
             self.answers += 1
-            self.limit.answered(self.now - begun, self.now)
+            self.limits[process].answered([self.now - begun], self.calls[process], self.now)
+            self.calls[process] -= 1
         return self
 
 
@@ -49,6 +57,30 @@ def test_a_gateway_that_queues_is_not_driven_into_time_outs() -> None:
     settled = trial.run(300)
     assert settled.slowest < TIMEOUT_SECONDS / 2
     assert settled.answers / 300 > 95  # and has always something to do
+
+
+@pytest.mark.parametrize("each_seconds", [0.01, 0.05])
+def test_two_processes_do_not_drive_one_another_into_time_outs(each_seconds: float) -> None:
+    trial = Trial(lambda in_flight: in_flight * each_seconds, processes=2).run(60)
+    for _ in range(20):
+        assert trial.run(60).slowest < TIMEOUT_SECONDS
+        assert trial.answers / 60 > 0.95 / each_seconds
+
+
+VARYING: dict[str, Callable[[random.Random], float]] = {
+    "exponential": lambda chance: chance.expovariate(1 / 0.5),
+    "uniform": lambda chance: chance.uniform(0.0, 1.0),
+    "lognormal": lambda chance: chance.lognormvariate(-1.2, 1.0),
+    "two kinds": lambda chance: 2.0 if chance.random() < 0.2 else 0.1,
+}
+
+
+@pytest.mark.parametrize("seconds", VARYING.values(), ids=VARYING.keys())
+def test_answers_that_take_now_more_now_less_time_do_not_hold_it_back(
+    seconds: Callable[[random.Random], float],
+) -> None:
+    chance = random.Random(1)
+    assert Trial(lambda _: seconds(chance)).run(10).limit.value == 1600
 
 
 def test_a_gateway_that_is_slow_by_nature_gets_all_calls() -> None:
