@@ -227,6 +227,7 @@ class Batch(Base):
     lease_until: Mapped[datetime]
     worker_id: Mapped[str | None]  # None until a worker has taken it
     is_probe: Mapped[bool] = mapped_column(server_default=sa.false())  # sent to learn whether the gateway is back
+    is_begun: Mapped[bool] = mapped_column(server_default=sa.false())  # all its calls are; some are slow to end
 
     # Few rows, always short-lived: the dispatcher reads them all, `queries.batches.outstanding`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from datetime import datetime
@@ -21,11 +22,14 @@ from sender.delivery import Call, Delivery, Settled
 from sender.gateway import GatewayClient
 from sender.keeper import Keeper
 from sender.outcomes import Terms, unsendable
-from sender.recorder import Recorder, until_committed
+from sender.recorder import GivenUpError, Recorder, until_committed
 
 log = structlog.get_logger(__name__)
 
 SEND_BATCH = "send_batch"
+# A batch whose calls have all begun is soon done. If it is not after so long, its last calls are slow ones (a few that
+# hang are enough), and the next batch does not wait for them.
+PATIENCE_SECONDS = 0.25
 
 
 class BatchSender:
@@ -69,13 +73,21 @@ class BatchSender:
         delivery, settled = self._prepare(batch, taken_at)
         if not self._keeper.gateway_closed and not batch.is_probe:
             delivery.stop()  # Released just before the breaker opened.
-        self._keeper.add(delivery)
+        self._keeper.add(delivery)  # until it is done
         # No connection is held from here on: a slow gateway must not keep one.
         self._client.submit(delivery)
         delivery.put(settled)
-        delivery.done.wait()
+        if not delivery.size:
+            self.note_done(delivery)
+        delivery.begun.wait()
+        if not delivery.done.wait(PATIENCE_SECONDS):
+            with contextlib.suppress(GivenUpError):
+                until_committed(self._sessions, lambda session: batches.note_begun(session, batch_id), self._giving_up)
+
+    def note_done(self, delivery: Delivery) -> None:
+        """All results of the delivery are in the database."""
         self._keeper.remove(delivery)
-        log.info("batch_sent", batch_id=batch_id, mailing_id=batch.mailing_id, messages=delivery.size)
+        log.info("batch_sent", batch_id=delivery.batch_id, mailing_id=delivery.mailing_id, messages=delivery.size)
 
     def _prepare(self, batch: TakenBatch, taken_at: float) -> tuple[Delivery, list[Settled]]:
         """The calls to make, and the outcomes of messages that are not worth one."""

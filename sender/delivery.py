@@ -85,6 +85,7 @@ class Delivery:
         self.mailing_id = batch.mailing_id
         self.terms = terms
         self.size = len(batch.recipients)
+        self.begun = threading.Event()  # set when no call waits any more
         self.recorded = 0  # results that are in the database
         self.done = threading.Event()  # set when all are
         self.withdrawn: set[int] = set()  # client ids
@@ -95,6 +96,7 @@ class Delivery:
         self._lease_deadline = time.monotonic() + lease_seconds
         self._open_zones: dict[str, tuple[float, bool]] = {}
         self.ends_at = terms.ends_at
+        self._note_begun()
         self.note_recorded(0)
 
     @property
@@ -144,6 +146,7 @@ class Delivery:
             else:
                 calls.append(call)
         self.put(skipped)
+        self._note_begun()
         return calls
 
     def return_rest(self) -> None:
@@ -151,11 +154,16 @@ class Delivery:
         returned = [Skipped(call.recipient, Skip.RETURNED) for call in self._waiting]
         self._waiting.clear()
         self.put(returned)
+        self._note_begun()
 
     def put(self, results: Sequence[Result]) -> None:
         """Pass on the results of some messages."""
         if results:
             self._sink.put(self, results)
+
+    def _note_begun(self) -> None:
+        if not self._waiting:
+            self.begun.set()
 
     def note_recorded(self, count: int) -> None:
         """Take note that so many more results are in the database."""

@@ -80,6 +80,14 @@ class Keeper:
         with self._lock:
             self._deliveries.pop(delivery.batch_id, None)
 
+    def wait_for_all(self, timeout: float) -> None:
+        """Wait until every delivery is done, so many seconds at the most."""
+        deadline = time.monotonic() + timeout
+        with self._lock:
+            deliveries = list(self._deliveries.values())
+        for delivery in deliveries:
+            delivery.done.wait(max(0.0, deadline - time.monotonic()))
+
     def _run(self) -> None:
         while not self._stopped.is_set():
             try:

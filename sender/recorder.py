@@ -72,6 +72,8 @@ class Recorder:
         self._clock = clock
         # Called after each commit with the number of calls recorded, by mailing.
         self.on_recorded: Callable[[Counter[int]], None] = lambda _calls: None
+        # Called with each delivery whose results are all written.
+        self.on_done: Callable[[Delivery], None] = lambda _delivery: None
         self._results: deque[tuple[Delivery, Sequence[Result]]] = deque()
         self._wanted = threading.Event()
         self._giving_up = threading.Event()
@@ -147,6 +149,8 @@ class Recorder:
             finished.clear()
         for delivery, count in results.items():
             delivery.note_recorded(count)
+            if delivery.done.is_set():
+                self.on_done(delivery)
         self.on_recorded(calls)
         if finished:
             self._tell_of_room()

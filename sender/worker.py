@@ -92,6 +92,7 @@ def run_batches(settings: Settings) -> None:
     recorder = Recorder(sessions, clock)
     recorder.on_recorded = client.recorded
     sender = BatchSender(sessions, name, client, recorder, keeper, clock, settings.gateway_max_attempts)
+    recorder.on_done = sender.note_done
     sender.declare()
     keeper.start()
     keeper.ready.wait(timeout=5)  # The clock and the pace are known before the first call.
@@ -110,6 +111,7 @@ def run_batches(settings: Settings) -> None:
     for waiting in (sender, recorder):
         threading.Timer(DRAIN_SECONDS * 0.8, waiting.give_up).start()
     worker.stop(timeout=int((deadline - time.monotonic()) * 1000))
+    keeper.wait_for_all(deadline - time.monotonic())
     pacer.stop()
     recorder.stop()
     keeper.stop()

@@ -73,8 +73,10 @@ class Outcome(NamedTuple):
 
 
 def outstanding(session: Session) -> dict[int, int]:
-    """The number of batches released and not yet finished, by mailing."""
-    rows = session.execute(sa.text("SELECT mailing_id, count(*) FROM batch GROUP BY mailing_id"))
+    """The mailings with batches under way, and in how many of these there are still calls to begin."""
+    rows = session.execute(
+        sa.text("SELECT mailing_id, count(*) FILTER (WHERE NOT is_begun) FROM batch GROUP BY mailing_id")
+    )
     return {row[0]: row[1] for row in rows}
 
 
@@ -262,6 +264,14 @@ def _write_history(session: Session, outcomes: Sequence[Outcome]) -> None:
             "at": [o.at for o in outcomes],
         },
     )
+
+
+def note_begun(session: Session, batch_id: int) -> None:
+    """Have the batch take no place any more, and wake the dispatcher: its calls have begun, some are slow to end."""
+    # Not worth waiting for the disk, nor letting other notifications wait for it: lost, it costs a place for a while.
+    session.execute(sa.text("SET LOCAL synchronous_commit = off"))
+    session.execute(sa.text("UPDATE batch SET is_begun = true WHERE id = :id"), {"id": batch_id})
+    notify_work(session, ROOM)
 
 
 _FINISH = sa.text("DELETE FROM batch WHERE id = ANY(:ids)")

@@ -103,6 +103,18 @@ def test_a_slow_gateway_slows_and_nothing_else(make_system: SystemMaker) -> None
 
 
 @pytest.mark.faults
+def test_a_few_calls_that_hang_hold_up_nobody_else(make_system: SystemMaker) -> None:
+    hangs = {"kind": "hang", "share": 0.005, "times": 1}
+    with make_system(faults=[hangs, LATENCY], gateway_timeout=20, gateway_concurrency=1_000) as system:
+        mailing = system.start_mailing(30_000)
+        began = time.monotonic()
+        system.wait_for_accepted(29_500)
+        took = time.monotonic() - began
+        assert system.scalar("SELECT count(*) FROM attempt") == 0  # Not one of those that hang was given up yet.
+        system.check(mailing, "one call in 200 hangs", note=f"29,500 of the others after {took:.1f} s")
+
+
+@pytest.mark.faults
 def test_a_lying_gateway_is_asked_again_under_the_same_id(make_system: SystemMaker) -> None:
     lies = [{**lie, "share": 0.02, "times": 3} for lie in LIES]
     with make_system(faults=[*lies, LATENCY], gateway_timeout=4) as system:

@@ -80,6 +80,19 @@ def test_a_release_takes_what_is_due_and_no_more_than_asked(session: Session, ma
     assert batches.outstanding(session) == {mailing.id: 2}
 
 
+def test_a_batch_whose_calls_have_all_begun_takes_no_place(session: Session, engine: Engine, mailing: Mailing) -> None:
+    first, second = release(session, mailing, 2), release(session, mailing, 2)
+
+    with listening(engine, "work") as wait_for:
+        batches.note_begun(session, first)
+        session.commit()
+        assert wait_for(1) == [batches.ROOM]
+
+    assert batches.outstanding(session) == {mailing.id: 1}
+    batches.note_begun(session, second)
+    assert batches.outstanding(session) == {mailing.id: 0}  # and is still under way
+
+
 @pytest.mark.parametrize("state", [MailingState.PAUSED, MailingState.CANCELLED])
 def test_nothing_is_released_of_a_mailing_that_does_not_run(
     session: Session, mailing: Mailing, state: MailingState
