@@ -67,6 +67,12 @@ def plans_of(session: Session) -> Iterator[list[Plan]]:
         sa.event.remove(connection, "before_cursor_execute", explain)
 
 
+def rescan_subqueries(session: Session) -> None:
+    """Leave the planner, for this transaction, no join but the one that runs a sub-select once for each row."""
+    for way in ("hashjoin", "mergejoin", "hashagg", "sort", "material"):
+        session.execute(sa.text(f"SET LOCAL enable_{way} = off"))
+
+
 def _scans(node: dict[str, Any], relation: str) -> Iterator[Scan]:
     relation = node.get("Relation Name", relation)
     kind = node["Node Type"]

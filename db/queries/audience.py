@@ -203,6 +203,8 @@ def ended_with_waiting(session: Session) -> list[int]:
     )
 
 
+# The chunk is an array, here and below: the planner may join with `IN (SELECT ...)` and run it once for each row of the
+# other side, where it finds the next rows each time, and LIMIT bounds nothing.
 _SETTLE = sa.text("""
     UPDATE message SET next_attempt_at = NULL,
         status = CASE WHEN mailing.state = 'cancelled' THEN 'cancelled' ELSE 'expired' END,
@@ -211,10 +213,10 @@ _SETTLE = sa.text("""
         )
     FROM mailing
     WHERE mailing.id = :mailing_id AND (mailing.state = 'cancelled' OR mailing.ends_at <= now())
-      AND message.id IN (
+      AND message.id = ANY(ARRAY(
         SELECT id FROM message WHERE mailing_id = :mailing_id AND next_attempt_at IS NOT NULL
         ORDER BY next_attempt_at LIMIT :chunk FOR UPDATE SKIP LOCKED
-    )
+    ))
 """)
 
 
@@ -260,8 +262,8 @@ def remove_chunk(session: Session, mailing_id: int) -> bool:
     ids = list(
         session.scalars(
             sa.text(
-                "DELETE FROM message WHERE id IN (SELECT id FROM message WHERE mailing_id = :mailing_id"
-                " AND status <> 'sending' LIMIT :chunk FOR UPDATE SKIP LOCKED) RETURNING id"
+                "DELETE FROM message WHERE id = ANY(ARRAY(SELECT id FROM message WHERE mailing_id = :mailing_id"
+                " AND status <> 'sending' LIMIT :chunk FOR UPDATE SKIP LOCKED)) RETURNING id"
             ),
             {"mailing_id": mailing_id, "chunk": CHUNK},
         )

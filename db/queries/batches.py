@@ -332,10 +332,11 @@ def renew(session: Session, worker_id: str, batch_ids: Sequence[int]) -> dict[in
     return {row[0]: Standing(row[1], row[2]) for row in rows}
 
 
+# As an array: the planner may run `IN (SELECT ...)` once for each batch, and LIMIT then bounds nothing.
 _LOST = sa.text("""
-    DELETE FROM batch WHERE id IN (
+    DELETE FROM batch WHERE id = ANY(ARRAY(
         SELECT id FROM batch WHERE lease_until < now() ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED
-    ) RETURNING id, message_ids, worker_id
+    )) RETURNING id, message_ids, worker_id
 """)
 
 

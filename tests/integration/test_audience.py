@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from db.models import Attempt, Client, Mailing, MailingState, Message, MessageStatus, StatusCount, StatusFlow
 from db.queries import audience
 from tests.factories import make_client, make_mailing, make_message
+from tests.plans import rescan_subqueries
 
 NOW = datetime.now(UTC)
 
@@ -193,6 +194,16 @@ def test_what_waits_when_a_mailing_ends_is_settled(
     assert retried.last_error == "timeout"
     assert set(session.scalars(sa.select(Message.last_error).where(Message.status == status))) == {error, "timeout"}
     assert audience.ended_with_waiting(session) == []
+
+
+def test_no_plan_makes_a_chunk_larger(session: Session) -> None:
+    mailing = make_mailing(session, state=MailingState.CANCELLED, deleted_at=NOW, materialised_at=NOW)
+    for _ in range(13):
+        make_message(session, mailing, make_client(session), status=MessageStatus.PENDING)
+    rescan_subqueries(session)
+    assert audience.settle_chunk(session, mailing.id) == 5
+    audience.remove_chunk(session, mailing.id)
+    assert session.scalar(sa.select(sa.func.count()).select_from(Message)) == 8
 
 
 def test_a_mailing_completes_when_nothing_is_open(session: Session) -> None:

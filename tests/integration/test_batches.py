@@ -15,6 +15,7 @@ from db.queries import batches, notifications
 from db.queries.batches import Outcome
 from tests.factories import make_client, make_mailing, make_message
 from tests.integration.conftest import listening
+from tests.plans import rescan_subqueries
 
 SENT = MessageStatus.SENT
 
@@ -218,6 +219,14 @@ def test_a_batch_that_no_worker_took_costs_no_attempt(session: Session, mailing:
     session.commit()
     assert set(session.scalars(sa.select(Message.attempts))) == {0}
     assert session.scalar(sa.select(sa.func.count()).select_from(Attempt)) == 0
+
+
+def test_no_plan_makes_a_sweep_larger(session: Session, mailing: Mailing) -> None:
+    for _ in range(5):
+        release(session, mailing, 2)
+    age_leases(session)
+    rescan_subqueries(session)
+    assert batches.sweep(session, limit=2) == 4
 
 
 def test_a_renewed_lease_stands_and_tells_of_the_mailing(session: Session, mailing: Mailing) -> None:
