@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -201,10 +200,13 @@ def test_a_row_that_somebody_holds_too_long_is_told_as_overload(
 def test_a_broken_connection_is_replaced_silently(api: Api, api_engine: sa.Engine) -> None:
     api.get("/client/")
     with api_engine.begin() as connection:
-        connection.execute(
-            sa.text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'mailings api'")
-        )
-    time.sleep(0.05)
+        ended = connection.scalars(
+            sa.text(
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = 'mailings api'"
+            )
+        ).all()
+    assert ended
+    assert all(ended)
 
     assert api.get("/client/").status_code == 200
 
