@@ -22,7 +22,7 @@ from common.serving import THREADS
 from db.models import ApiKey, MailingState, MessageStatus, Scope
 from db.queries import api_keys
 from tests.factories import make_client, make_mailing, make_message
-from tools.processes import family, wait_until
+from tools.processes import family, free_port, wait_until
 
 ROOT = Path(__file__).parents[2]
 KEY = "operators-own-key"
@@ -74,9 +74,7 @@ def served(database_url: str, engine: sa.Engine, tmp_path: Path) -> Iterator[Ser
     """The API of a process of its own."""
     with Session(engine) as session, session.begin():
         api_keys.create(session, "test", Scope.FULL, KEY)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log = tmp_path / "api.log"  # A pipe that nobody reads would fill up, and hold the API.
     with log.open("wb") as output:
         process = subprocess.Popen(
