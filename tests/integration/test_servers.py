@@ -6,13 +6,13 @@ import os
 import signal
 import stat
 from pathlib import Path
-from threading import Timer
+from threading import Thread
 
 import pika
 import psycopg2
 import pytest
 
-from tools.processes import family, is_free
+from tools.processes import family, is_free, wait_until
 from tools.servers import PostgreSQL, RabbitMQ
 
 
@@ -38,14 +38,22 @@ def test_postgresql_comes_back_while_a_backend_of_the_killed_one_still_runs(tmp_
         backend = client.info.backend_pid
         os.kill(backend, signal.SIGSTOP)
         server.send(signal.SIGKILL)  # the postmaster alone
-        Timer(1.0, os.kill, (backend, signal.SIGCONT)).start()
+        thaw = Thread(target=continue_when_refused, args=(server, backend))
+        thaw.start()
 
         server.start()
 
+        thaw.join()
         assert "still in use" in server.log.read_text()
         assert server.answers()
         client.close()
     server.remove()
+
+
+def continue_when_refused(server: PostgreSQL, backend: int) -> None:
+    """Let the backend go on once the new server has found it."""
+    wait_until(lambda: "still in use" in server.log.read_text(), timeout=30)
+    os.kill(backend, signal.SIGCONT)
 
 
 def test_postgresql_asks_for_its_password(tmp_path: Path) -> None:
