@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from dotenv import dotenv_values
 
-from tools.processes import Running, free_port, is_free, marked
+from tools.processes import Running, free_port, marked
 
 ROOT = Path(__file__).resolve().parent.parent
 # Every process we start carries this variable with our directory: that is how orphans are told from strangers.
@@ -77,10 +77,10 @@ class Local:
         """The port this server had last time, a new one when it had none or lost it."""
         path = self.path / "ports.json"
         ports: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
-        if name not in ports or not is_free(ports[name]):
-            ports[name] = free_port()
-            write_json(path, ports)
-        return ports[name]
+        port = free_port(ports.get(name))
+        if port != ports.get(name):
+            write_json(path, ports | {name: port})
+        return port
 
     def remove(self) -> None:
         """Delete the data, also those kept elsewhere because a server's account cannot enter this directory."""

@@ -39,12 +39,22 @@ def is_free(port: int) -> bool:
     return True
 
 
+# Ports that are spoken for in this process: between the promise and the server's start they look free.
+_promised: set[int] = set()
+
+
+def reserve(port: int) -> None:
+    """Have `free_port` never return this one."""
+    _promised.add(port)
+
+
 def free_port(preferred: int | None = None) -> int:
-    """Return `preferred` if it is free, otherwise a random free port."""
-    if preferred is not None and is_free(preferred):
-        return preferred
-    candidates = random.SystemRandom().sample(FREE_PORTS, 200)
-    return next(port for port in candidates if is_free(port))
+    """Return `preferred` if it is free, otherwise a random free port; the same one never again."""
+    wished = [] if preferred is None else [preferred]
+    candidates = wished + random.SystemRandom().sample(FREE_PORTS, 200)
+    port = next(port for port in candidates if port not in _promised and is_free(port))
+    reserve(port)
+    return port
 
 
 def wait_until(condition: Callable[[], bool], timeout: float, pause: float = 0.05) -> bool:

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 from common.settings import SettingsError, load
 from tools import credentials
 from tools.local import MARK, ROOT, Local, Lock, configuration, is_set, write_json
-from tools.processes import FIRST, LAST, Process, StartError, end, free_port, is_free, rotate, tail, wait_until
+from tools.processes import FIRST, LAST, Process, StartError, end, free_port, is_free, reserve, rotate, tail, wait_until
 from tools.servers import PostgreSQL, RabbitMQ
 
 HEALTHY_WITHIN_SECONDS = 60.0
@@ -112,6 +112,7 @@ class Supervisor:
 
     def start(self) -> None:
         """Start everything and wait until it is healthy; raise StartError or SettingsError naming what is not."""
+        self._reserve_ports()
         self._start_servers()
         self._configure()
         self._migrate()
@@ -159,6 +160,12 @@ class Supervisor:
         write_json(self.local.state, state | {"access": self.access, "children": children})
 
     # --- the steps of starting ---
+
+    def _reserve_ports(self) -> None:
+        # Our own servers draw their ports first; the services would find theirs taken.
+        for variable in ("API_PORT", "ADMIN_PORT", "GATEWAY_PORT"):
+            if (wanted := self.env.get(variable, "")).isdigit():
+                reserve(int(wanted))
 
     def _start_servers(self) -> None:
         if not is_set("AMQP_URL", self.env):

@@ -176,6 +176,24 @@ def test_down_leaves_no_process_and_the_data_and_clean_leaves_nothing(native: Na
     assert not native.local.path.exists()
 
 
+def test_a_server_does_not_take_the_port_that_is_set_for_a_service(tmp_path: Path) -> None:
+    native = Native(tmp_path)
+    native.local.create()
+    ports = native.local.path / "ports.json"
+    ports.write_text(json.dumps({"mail": int(native.env["API_PORT"])}))
+    # The start fails once the ports are chosen: there is no GATEWAY_TOKEN.
+    outside = {
+        "DATABASE_URL": "postgresql://nobody@127.0.0.1:9/none",
+        "AMQP_URL": "amqp://127.0.0.1:9",
+        "GATEWAY_URL": "http://127.0.0.1:9",
+    }
+
+    started = native.run("up", **outside)
+
+    assert "GATEWAY_TOKEN is not set" in started.stderr
+    assert json.loads(ports.read_text())["mail"] != int(native.env["API_PORT"])
+
+
 def test_interrupted_start_goes_on_and_says_so(tmp_path: Path) -> None:
     native = Native(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as silent_server:

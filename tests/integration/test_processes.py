@@ -138,6 +138,16 @@ def test_free_port_avoids_one_that_is_listened_on() -> None:
         assert not processes.is_free(taken)
 
 
+def test_free_port_is_given_to_one_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_promised", set())
+    monkeypatch.setattr(processes, "FREE_PORTS", processes.FREE_PORTS[:200])
+
+    given = [free_port() for _ in range(60)]
+
+    assert len(set(given)) == len(given)
+    assert free_port(given[0]) not in given
+
+
 def test_large_log_is_emptied_after_a_copy_while_its_writer_goes_on(tmp_path: Path) -> None:
     log = tmp_path / "api.log"
     with log.open("ab", buffering=0) as writer:
