@@ -260,23 +260,29 @@ def drops_after_the_data(connection: socket.socket) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trouble", "reason"),
+    ("trouble", "reason", "timeout", "patience"),
     [
-        (refuses_connections, "ConnectionRefusedError"),
-        (lambda: listener(says_nothing), "timeout"),
-        (lambda: listener(drips), "disconnected"),
-        (lambda: listener(hangs_up), "disconnected"),
-        (lambda: listener(is_busy), "smtp_421"),
-        (lambda: listener(is_no_mail_server), "not_smtp"),
-        (lambda: listener(drops_after_the_data), "disconnected"),
+        (refuses_connections, "ConnectionRefusedError", 5, 4),
+        (lambda: listener(says_nothing), "timeout", 0.4, 4),
+        (lambda: listener(drips), "disconnected", 5, 0.2),
+        (lambda: listener(hangs_up), "disconnected", 5, 4),
+        (lambda: listener(is_busy), "smtp_421", 5, 4),
+        (lambda: listener(is_no_mail_server), "not_smtp", 5, 4),
+        (lambda: listener(drops_after_the_data), "disconnected", 5, 4),
     ],
     ids=["down", "silent", "drips", "hangs up", "busy", "no mail server", "drops after the data"],
 )
 def test_a_server_in_trouble_is_tried_again_until_it_is_well(
-    bench: Bench, trouble: Callable[[], AbstractContextManager[int]], reason: str
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: Callable[[], AbstractContextManager[int]],
+    reason: str,
+    timeout: float,
+    patience: float,
 ) -> None:
-    with trouble() as port:
-        ill = bench.reporter(email_port=port, email_timeout=0.4, report_recipients=(ANNA,))
+    with trouble() as port, monkeypatch.context() as patch:
+        patch.setattr("reporter.mail.PATIENCE", patience)
+        ill = bench.reporter(email_port=port, email_timeout=timeout, report_recipients=(ANNA,))
         ill.plan()
         began = clock.monotonic()
         assert ill.deliver() == 0
@@ -346,12 +352,16 @@ def test_a_report_is_given_up_after_a_day_and_the_next_one_goes_out(bench: Bench
 
 
 def test_a_database_that_is_away_when_the_mail_is_sent_gets_the_record_later(bench: Bench) -> None:
-    bench.server.answer = lambda: bench.execute("ALTER TABLE report_delivery RENAME TO gone")
-    reporter = bench.reporter(report_recipients=(ANNA,))
-    reporter.plan()
     back = threading.Timer(1.5, bench.execute, ["ALTER TABLE gone RENAME TO report_delivery"])
 
-    back.start()
+    def answer() -> None:
+        bench.execute("ALTER TABLE report_delivery RENAME TO gone")
+        back.start()
+
+    bench.server.answer = answer
+    reporter = bench.reporter(report_recipients=(ANNA,))
+    reporter.plan()
+
     assert reporter.deliver() == 1
     back.join()
 
