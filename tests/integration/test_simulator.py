@@ -455,7 +455,7 @@ def test_settings_come_from_the_environment_and_from_files(tmp_path: Path, monke
         (["--faults", '{"kind": "empty"}'], "faults must be a list"),
         (["--port", "x"], "invalid int value"),
         (["--tls-cert", "/nowhere.pem"], "No such file"),
-        (["--host", "host.invalid"], "Name or service not known|Temporary failure|No address"),
+        (["--host", "203.0.113.1"], "Cannot assign requested address"),
     ],
 )
 def test_a_wrong_setting_stops_the_start_with_one_clear_line(arguments: list[str], words: str) -> None:
