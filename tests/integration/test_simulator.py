@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from simulator.client import Simulator, SimulatorError
+from tools.processes import look_up, wait_until
 
 TOKEN = "right"
 PHONE = 79161234567
@@ -407,17 +408,7 @@ def test_a_simulator_ends_with_the_process_that_started_it() -> None:
     ended = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, timeout=20, check=False)
     pid = int(ended.stdout)
 
-    deadline = time.monotonic() + 10
-    while is_alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not is_alive(pid)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    assert wait_until(lambda: look_up(pid) is None, timeout=10)
 
 
 def test_sigterm_ends_it_at_once_even_with_calls_in_flight() -> None:
