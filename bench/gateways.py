@@ -17,6 +17,9 @@ from typing import Any, Protocol, Self
 from simulator.client import Simulator
 from tools.processes import Process, StartError, free_port, is_free, tail, wait_until
 
+# A latency that varies: most answers come soon after the usual time, one in a hundred takes ten times as long.
+VARYING_SIGMA = 1.0
+VARYING_MOST_MS = 5_000
 ANSWER = '{"code": 0, "message": "OK"}'
 _LINE = re.compile(rb"^(\S+) /v1/send/(\d+) 200 (\S)$", re.MULTILINE)
 _RESUMED = b"r"
@@ -65,11 +68,14 @@ class Gateway(Protocol):
 
 
 class SimulatorGateway:
-    """Our simulator with a fixed latency, plain or with TLS of its own."""
+    """Our simulator with a latency, fixed or varying about it (lognormal), plain or with TLS of its own."""
 
-    def __init__(self, latency_ms: int = 0, authority: Authority | None = None) -> None:
+    def __init__(self, latency_ms: int = 0, authority: Authority | None = None, *, varying: bool = False) -> None:
         self.environment: Mapping[str, str] = authority.environment if authority else {}
-        faults = [{"kind": "latency", "milliseconds": latency_ms}] if latency_ms else []
+        latency: dict[str, Any] = {"kind": "latency", "milliseconds": latency_ms}
+        if varying:
+            latency |= {"distribution": "lognormal", "sigma": VARYING_SIGMA, "max_milliseconds": VARYING_MOST_MS}
+        faults = [latency] if latency_ms else []
         tls: dict[str, Any] = {"tls_cert": authority.certificate, "tls_key": authority.key} if authority else {}
         self._simulator = Simulator.start(*faults, **tls)
 

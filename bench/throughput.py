@@ -20,6 +20,7 @@ RATE_UNIT = "messages/s"
 # Enough for wrk to keep one nginx worker or one simulator busy; more connections made it no faster.
 CONNECTIONS = 64
 SENDING_PROCESSES = 2
+VARYING_MS = 300  # in the middle; the mean of these is half a second
 SIMULATOR_PER_MILLISECOND = 40  # what it answers at most, with some latency
 
 
@@ -40,7 +41,7 @@ def run(bench: Bench) -> Iterator[Figure]:
 
 
 def scenarios(bench: Bench) -> list[Scenario]:
-    """No latency at nginx and at our simulator, then the simulator's latencies; each plain and over TLS."""
+    """No latency at nginx and at our simulator, then the simulator's latencies; plain and over TLS."""
     directory, authority = bench.directory, bench.authority
     found = [
         Scenario("0 ms", lambda: NginxGateway(directory)),
@@ -55,7 +56,8 @@ def scenarios(bench: Bench) -> list[Scenario]:
         for suffix, used in (("", None), (", TLS", authority)):
             gateway = functools.partial(SimulatorGateway, latency, used)
             found.append(Scenario(f"{latency} ms{suffix}", gateway, _connections(latency)))
-    return found
+    varying = functools.partial(SimulatorGateway, VARYING_MS, varying=True)
+    return [*found, Scenario(f"{VARYING_MS} ms, varying", varying, _connections(VARYING_MS))]
 
 
 def _connections(latency_ms: int) -> int:
