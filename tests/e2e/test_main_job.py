@@ -142,12 +142,12 @@ def test_the_first_message_is_at_the_gateway_at_once(system: System) -> None:
 
 def test_a_start_in_the_future_needs_nobody(system: System) -> None:
     system.add_clients(2, "937")
-    starts_at = datetime.now(UTC) + timedelta(seconds=2)
+    before = system.simulator.received()["requests"]
+    starts_at = datetime.now(UTC) + timedelta(seconds=5)  # far enough away for a slow answer to the next line
     made = mailing(system, filter={"operator_codes": ["937"]}, starts_at=starts_at.isoformat())
     assert made["state"] == "scheduled"
-    before = system.simulator.received()["requests"]
     system.simulator.wait_for(lambda seen: seen["requests"] > before, 20)
-    late = (datetime.now(UTC) - starts_at).total_seconds()
+    late = system.simulator.arrivals()[before] - starts_at.timestamp()
     assert 0 <= late < 2.0
     wait_until_done(system, made["id"])
 
