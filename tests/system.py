@@ -341,10 +341,16 @@ class System:
         self.execute("ANALYZE client")
 
     def start_mailing(
-        self, audience: int, operator_code: str = "916", ends_in: float = 3600.0, **fields: object
+        self,
+        audience: int,
+        operator_code: str = "916",
+        ends_in: float = 3600.0,
+        *,
+        are_there: bool = False,
+        **fields: object,
     ) -> Mailing:
-        """Add that many clients of this operator and a mailing to them that starts now."""
-        if audience:
+        """Add that many clients of this operator, unless they are there, and a mailing to them that starts now."""
+        if not are_there:
             self.add_clients(audience, operator_code)
         body = {
             "name": "Fault test",

@@ -21,8 +21,7 @@ CLOCK_MARGIN_SECONDS = 0.05
 def test_no_request_leaves_after_the_end_and_the_rest_expires_within_two_seconds(make_system: SystemMaker) -> None:
     with make_system() as system:
         system.add_clients(30_000)
-        mailing = system.start_mailing(0, ends_in=10)
-        mailing.audience = 30_000
+        mailing = system.start_mailing(30_000, ends_in=10, are_there=True)
         ends_at = end_of(system, mailing)
         system.wait(lambda: time.time() > ends_at)
         system.wait(lambda: nothing_waits(system, mailing), 30)
