@@ -179,6 +179,7 @@ ALL: list[Fault] = [
 ]
 
 
+@pytest.mark.timeout(600)  # longer than its own patience
 def test_a_short_mix_of_faults(make_system: SystemMaker) -> None:
     break_at_random(make_system, 10, QUICK, 10_000)
 
