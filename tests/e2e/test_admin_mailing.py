@@ -8,21 +8,30 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
 from db.models import Role
 from tests.browser import PHONE, AdminSite, Visitor
-from tests.system import LATENCY, Servers, System
+from tests.system import Servers, System
 
 PEOPLE = "phone,tags,name\n" + "".join(f"+7925{n:07d},party,Guest {n}\n" for n in range(200))
 BROKEN_ROW = "12345,party,Nobody\n"
-HELD_LATENCY = LATENCY | {"milliseconds": 40}
+# A few messages a second: half a minute or so in which people can press a button.
+SLOW = {"kind": "latency", "milliseconds": 1000}
+QUICK = {"kind": "latency", "milliseconds": 5}
 
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory, servers: Servers) -> Iterator[System]:
     """Everything that sends; slowly enough to be stopped."""
-    with System(tmp_path_factory.mktemp("system"), servers, faults=(HELD_LATENCY,), gateway_rate_limit=60) as running:
+    with System(tmp_path_factory.mktemp("system"), servers, faults=(SLOW,), gateway_concurrency=5) as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def slow_gateway(system: System) -> None:
+    """Whatever the test before made of it."""
+    system.simulator.calm()
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +103,7 @@ def test_mailing_from_a_file_of_clients_to_the_last_message(
     assert 5 < int(held_at) < 200
 
     # It goes on to its end, without a reload.
+    system.simulator.control(QUICK)
     page.click("#do-resume")
     visitor.wait_for(lambda: page.inner_text('[data-count="sent"]') == "200")
     visitor.wait_for(lambda: "Completed" in page.inner_text('[data-live="head"]'))
@@ -106,7 +116,7 @@ def test_mailing_from_a_file_of_clients_to_the_last_message(
 
     # Its messages, one of them, and all of them as a file.
     page.click('[data-live="progress"] a:has-text("Sent")')
-    assert page.locator("tbody tr").count() == 50
+    expect(page.locator("tbody tr")).to_have_count(50, timeout=30_000)
     page.click("tbody th a >> nth=0")
     assert "Accepted by the gateway" in page.inner_text("main")
     results = visitor.context.request.get(f"/mailings/{mailing_id}/results.csv").text()
