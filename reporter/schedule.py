@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
-import threading
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -22,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from common.settings import Settings
+from common.stopping import stop_signal
 from db.engine import cause_name, make_engine
 from db.queries import processes, report_deliveries
 from reporter.deliveries import Reporter
@@ -48,9 +47,7 @@ def name_prefix() -> str:
 
 def run(settings: Settings) -> None:
     """Report until SIGTERM or SIGINT; a mail that is on its way is finished then, no other is begun."""
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+    stopping = stop_signal()
     assert settings.database_url
     engine = make_engine(settings.database_url, "mailings reporter", pool_size=5, statement_timeout_seconds=30)
     sessions = sessionmaker(engine, expire_on_commit=False)

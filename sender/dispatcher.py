@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from common.settings import Settings
+from common.stopping import stop_signal
 from db.engine import cause_name, make_engine
 from db.models import GatewayState
 from db.queries import audience, batches, gateway, imports, processes
@@ -31,7 +32,7 @@ from sender import breaker
 from sender.actors import SEND_BATCH
 from sender.broker import BATCHES_QUEUE, IMPORTS_QUEUE, SafeRabbitmqBroker, connect, publish
 from sender.imports import ACTOR as IMPORT_CLIENTS
-from sender.worker import IDLE_TRANSACTION_SECONDS, process_name, stop_signal
+from sender.worker import IDLE_TRANSACTION_SECONDS, process_name
 
 log = structlog.get_logger(__name__)
 _T = TypeVar("_T")

@@ -11,7 +11,8 @@ import time
 
 import structlog
 
-from sender.worker import DRAIN_SECONDS, stop_signal
+from common.stopping import stop_signal
+from sender.worker import DRAIN_SECONDS
 
 log = structlog.get_logger(__name__)
 

@@ -18,6 +18,7 @@ from dramatiq import Worker
 from sqlalchemy.orm import sessionmaker
 
 from common.settings import Settings
+from common.stopping import stop_signal
 from db.engine import make_engine
 from sender import imports
 from sender.actors import BatchSender
@@ -41,14 +42,6 @@ DRAIN_SECONDS = 25.0
 WORKER_TIMEOUT_MILLISECONDS = 100
 PR_SET_PDEATHSIG = 1
 GC_ALLOCATIONS = 50_000  # more of them than freed: time to look for cycles
-
-
-def stop_signal() -> threading.Event:
-    """An event that SIGTERM and SIGINT set; a second signal changes nothing, the orderly end goes on."""
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
-    return stopping
 
 
 def end_with_parent() -> None:
