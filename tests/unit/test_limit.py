@@ -71,7 +71,7 @@ VARYING: dict[str, Callable[[random.Random], float]] = {
     "exponential": lambda chance: chance.expovariate(1 / 0.5),
     "uniform": lambda chance: chance.uniform(0.0, 1.0),
     "lognormal": lambda chance: chance.lognormvariate(-1.2, 1.0),
-    "two kinds": lambda chance: 2.0 if chance.random() < 0.2 else 0.1,
+    "two kinds": lambda chance: 2.0 if chance.random() < 0.5 else 0.1,
 }
 
 
