@@ -179,7 +179,7 @@ def print_access(local: Local) -> None:
     print()
     for note in state["notes"]:
         print(f"  {note}")
-    print(f"  API            {access['api']}/api/v1/")
+    print(f"  API            {access['api']}/api/v1/   (for programs, with the key below)")
     print(f"  Documentation  {access['api']}/docs/")
     if "admin" in access:
         print(f"  Admin          {access['admin']}/   {access['admin_email']}   {access['admin_password']}")
