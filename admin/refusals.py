@@ -98,6 +98,10 @@ _PATTERNS: list[tuple[re.Pattern[str], Callable[[re.Match[str]], str]]] = [
             state=_state(found[2]),
         ),
     ),
+    (
+        re.compile(r"the name in a placeholder may have at most ([0-9]+) characters\Z"),
+        lambda found: gettext("the name in a placeholder may have at most %(most)s characters", most=found[1]),
+    ),
     # Rows of imports: the column first, then what was in it.
     (
         re.compile(r"phone: '(.*)' (.*)\Z", re.DOTALL),

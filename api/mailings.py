@@ -42,7 +42,8 @@ STATUSES = [status.value for status in MessageStatus]
 
 _NAME = about("A name for people.", "Sale")
 _TEXT = about(
-    "What is sent; may hold `{placeholders}` and `{placeholders|with a fallback}`. A client whose text would have over"
+    "What is sent; may hold `{placeholders}` and `{placeholders|with a fallback}`, whose names have at most"
+    f" {rules.ATTRIBUTE_NAME_LENGTH} characters, as those of attributes. A client whose text would have over"
     f" {rules.FILLED_TEXT_LENGTH:,} characters gets none: that message fails with the reason `text_too_long`.",
     "Hello, {name|there}!",
 )

@@ -12,7 +12,7 @@ from api.blueprint import Blueprint
 from api.database import session
 from api.fields import Answer, FilledText, about
 from api.mailings import MailingChanges
-from db import rules
+from db import placeholders, rules
 from db.queries import previews
 from db.sms import Encoding
 
@@ -85,6 +85,7 @@ class Preview(MethodView):
 
         How many clients match, how long the text is as SMS, and how it reads for one of them. Nothing is stored.
         """
+        placeholders.check(values["text"])
         found = previews.preview(
             session(),
             values["text"],

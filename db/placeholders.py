@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from db import rules
+from db.refusals import InvalidError
 
 _PLACEHOLDER = re.compile(r"\{([^{}|\n]+)(?:\|([^{}]*))?\}")
 
@@ -23,7 +24,8 @@ class MissingAttributeError(UnfillableError):
     """The client lacks an attribute that the text names without a fallback; `name` is the attribute."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"missing_placeholder:{name}")
+        # Bounded, whatever texts were stored before `check` was asked: an index takes no more than 2.7 kB.
+        super().__init__(f"missing_placeholder:{name}"[: rules.REASON_LENGTH])
         self.name = name
 
 
@@ -37,6 +39,14 @@ class TextTooLongError(UnfillableError):
 def names(text: str) -> list[str]:
     """The attributes that the text names, in order, each once."""
     return list(dict.fromkeys(match[1].strip() for match in _PLACEHOLDER.finditer(text)))
+
+
+def check(text: str) -> None:
+    """Raise InvalidError for a text with a name in it that no attribute can have."""
+    if any(len(name) > rules.ATTRIBUTE_NAME_LENGTH for name in names(text)):
+        raise InvalidError(
+            f"the name in a placeholder may have at most {rules.ATTRIBUTE_NAME_LENGTH} characters", field="text"
+        )
 
 
 def fill(text: str, attributes: Mapping[str, Any]) -> str:

@@ -111,7 +111,8 @@ class MailingForm(Page):
             mailing = test_sends.create(session(), name, text, form.fields["phone"], zone, now)
         except RefusedError as error:
             session.rollback()
-            return self._page(Form(form.fields, {"phone": explain(error)}, form.values), 422)
+            errors = {mailing_values.field_of(error.field): explain(error)}
+            return self._page(Form(form.fields, errors, form.values), 422)
         session.commit()
         form.errors.clear()
         form.fields["test_id"] = mailing.id

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from db import placeholders
 from db.engine import Reader
 from db.models import Base, Client, Mailing, MailingState, Message, MessageStatus
 from db.queries import audit
@@ -55,11 +56,13 @@ def create(
 ) -> tuple[MailingRow | Mailing, bool]:
     """Add a mailing, and whether it is new: the same key and digest give the mailing made first.
 
-    Raise InvalidError for times that make no sense, ConflictError for a key that was used for something else.
+    Raise InvalidError for times that make no sense or a text that cannot be filled in, ConflictError for a key that was
+    used for something else.
     """
     if idempotency_key is not None and (first := _made_before(session, idempotency_key, digest)):
         return first, False
     values = {"starts_at": now, "state": MailingState.SCHEDULED, **values}
+    placeholders.check(values["text"])
     _check_times(values["starts_at"], values["ends_at"], now)
     row = {**_ANYONE, **values, "created_at": now, "updated_at": now}
     row |= {"idempotency_key": idempotency_key, "idempotency_digest": digest, **audit.entry_parameters(session, values)}
@@ -153,6 +156,8 @@ def edit(session: Session, mailing_id: int, changes: Mapping[str, Any], now: dat
     _check_editable(mailing, changed)
     if changed.keys() & {"starts_at", "ends_at"}:
         _check_times(changed.get("starts_at", mailing.starts_at), changed.get("ends_at", mailing.ends_at), now)
+    if "text" in changed:
+        placeholders.check(changed["text"])
     audit.record(session, "mailing.change", _subject(mailing_id), *audit.changes(mailing, changed))
     for name, value in changed.items():
         setattr(mailing, name, value)

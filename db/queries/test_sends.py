@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from db import phones
+from db import phones, placeholders
 from db.models import Client, Mailing, MailingState, Message, MessageStatus
 from db.queries import audit, clients
 from db.queries.notifications import notify_work
@@ -20,8 +20,10 @@ VALID_FOR = timedelta(hours=1)
 def create(session: Session, name: str, text: str, phone: str, default_timezone: str, now: datetime) -> Mailing:
     """Send this very text to this number now; a number that is not in the directory is added with the tag `test`.
 
-    Raise InvalidError for a number that is none, ConflictError for one that has opted out.
+    Raise InvalidError for a number that is none or a text that cannot be filled in, ConflictError for a number that has
+    opted out.
     """
+    placeholders.check(text)
     try:
         number = phones.normalise(phone)
     except ValueError as error:

@@ -69,3 +69,14 @@ def test_a_click_on_an_old_page_does_not_bring_back_what_was_deleted(browser: Fl
     assert again.status_code == 422
     assert "This mailing was made already, and deleted since" in again.get_data(as_text=True)
     assert count(session) == 1
+
+
+@pytest.mark.parametrize("step", ["review", "confirm", "test"])
+def test_a_text_that_nobody_could_get_is_refused(browser: FlaskClient, session: Session, step: str) -> None:
+    form = {**FORM, "text": "{" + "n" * 65 + "}", "phone": "+79161234567", "step": step}
+
+    answer = send(browser, "/mailings/new/", **form)
+
+    assert answer.status_code == 422
+    assert "The name in a placeholder may have at most 64 characters" in answer.get_data(as_text=True)
+    assert count(session) == 0

@@ -67,6 +67,7 @@ def test_every_field_given_comes_back(api: Api) -> None:
         ("text", "\n"),
         ("text", "t" * 2001),
         ("text", "a\x00b"),
+        ("text", "{" + "n" * 65 + "}"),  # No attribute has such a long name.
         ("starts_at", "2026-11-23T09:00:00"),
         ("starts_at", "2026-11-23"),
         ("starts_at", "2026-02-30T09:00:00Z"),

@@ -70,3 +70,10 @@ def test_a_whole_mailing_can_be_previewed(api: Api) -> None:
 
     assert api.post("/mailing/preview/", whole).status_code == 200
     assert api.post("/mailing/preview/", {"filter": {}}).status_code == 422
+
+
+def test_a_text_that_nobody_could_get_is_refused(api: Api) -> None:
+    answer = api.post("/mailing/preview/", {"text": "{" + "n" * 65 + "}"})
+
+    assert answer.status_code == 422
+    assert "64 characters" in answer.get_json()["errors"]["json"]["text"][0]

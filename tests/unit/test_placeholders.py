@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from db import rules
-from db.placeholders import MissingAttributeError, TextTooLongError, fill, names
+from db.placeholders import MissingAttributeError, TextTooLongError, check, fill, names
+from db.refusals import InvalidError
 
 
 @pytest.mark.parametrize(
@@ -47,3 +48,19 @@ def test_a_text_that_grows_beyond_all_measure_is_refused(text: str) -> None:
 
 def test_names_come_once_and_in_order() -> None:
     assert names("{b} {a|x} {b} {} { c }") == ["b", "a", "c"]
+
+
+def test_a_name_may_be_as_long_as_that_of_an_attribute() -> None:
+    longest = "n" * rules.ATTRIBUTE_NAME_LENGTH
+    check(f"{{{longest}}}, {{ {longest} |there}} { 'x' * 100 }")
+    for text in (f"{{{longest}x}}", f"{{name}} {{{longest}x|there}}"):
+        with pytest.raises(InvalidError) as error:
+            check(text)
+        assert (error.value.field, "64" in error.value.reason) == ("text", True)
+
+
+def test_a_reason_is_never_longer_than_those_that_can_be_asked_for() -> None:
+    with pytest.raises(MissingAttributeError) as error:
+        fill("{" + "n" * 1900 + "}", {})
+    assert len(error.value.reason) == rules.REASON_LENGTH
+    assert error.value.reason.startswith("missing_placeholder:nnn")
