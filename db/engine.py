@@ -8,10 +8,16 @@ import orjson
 import psycopg2.errors
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 # Runs statements that only read. A connection costs less than a session around it, which keeps track of objects.
 Reader = sa.Connection | Session
+
+# Classes of SQLSTATE that say nothing against the statement: a broken connection, a standby or an idle transaction, a
+# deadlock, no disk or memory or connection left, a lock not to be had, a shutdown or a time limit, a failing disk.
+_PASSING = ("08", "25", "40", "53", "55", "57", "58")
 
 
 def normalise_url(url: str) -> sa.URL:
@@ -74,6 +80,19 @@ def make_engine(
 def cause_name(error: Exception) -> str:
     """The name of the driver's error within SQLAlchemy's, which says more: DiskFull, AdminShutdown ..."""
     return type(getattr(error, "orig", None) or error).__name__
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether the same transaction may succeed later: the database is away or overloaded, or somebody was in the way.
+
+    The driver's class of error does not tell: a row that is too large for an index is an `OperationalError` too.
+    """
+    if not isinstance(error, DBAPIError):
+        return isinstance(error, PoolTimeout)
+    code = getattr(error.orig, "pgcode", None)
+    if code is None:  # PostgreSQL did not say it, but the driver: there is no connection.
+        return isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated
+    return str(code).startswith(_PASSING)
 
 
 def is_disk_full(error: Exception) -> bool:

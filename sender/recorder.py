@@ -17,11 +17,10 @@ from datetime import datetime
 from typing import TypeVar
 
 import structlog
-from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
-from db.engine import cause_name
+from db.engine import cause_name, is_passing
 from db.queries import batches, gateway
 from db.queries.batches import Outcome
 from sender.clock import DatabaseClock
@@ -38,7 +37,6 @@ GROUP_SECONDS = 0.025
 IDLE_SECONDS = 0.5
 # The first pause when the database does not take a result; doubled up to the last.
 PAUSES_SECONDS = (0.1, 2.0)
-AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeout)
 
 
 class GivenUpError(Exception):
@@ -49,14 +47,16 @@ def until_committed(sessions: sessionmaker[Session], work: Callable[[Session], _
     """Run and commit; while the database is away, wait for it: results in hand must not be lost.
 
     Everything done here is guarded by the batch, so repeating a transaction whose commit was cut off does no harm.
-    Raises GivenUpError when the process ends meanwhile.
+    Raises GivenUpError when the process ends meanwhile, and what else the database says against the work.
     """
     pause, longest = PAUSES_SECONDS
     while True:
         try:
             with sessions.begin() as session:
                 return work(session)
-        except AWAY as error:
+        except SQLAlchemyError as error:
+            if not is_passing(error):
+                raise
             if giving_up.is_set():
                 raise GivenUpError from error
             log.warning("database_away", error=cause_name(error))
@@ -75,6 +75,7 @@ class Recorder:
         # Called with each delivery whose results are all written.
         self.on_done: Callable[[Delivery], None] = lambda _delivery: None
         self._results: deque[tuple[Delivery, Sequence[Result]]] = deque()
+        self._damaged: set[Delivery] = set()  # results of theirs were lost
         self._wanted = threading.Event()
         self._giving_up = threading.Event()
         self._stopped = False
@@ -126,12 +127,17 @@ class Recorder:
         return group
 
     def _write(self, group: _Group) -> None:
+        """Write a group; where something in it is refused, its halves, down to the result that cannot be written."""
         results: Counter[Delivery] = Counter()
         calls: Counter[int] = Counter()
         for delivery, part in group:
             results[delivery] += len(part)
             calls[delivery.mailing_id] += sum(isinstance(result, Called) for result in part)
-        finished = [delivery for delivery, count in results.items() if delivery.recorded + count == delivery.size]
+        finished = [
+            delivery
+            for delivery, count in results.items()
+            if delivery.recorded + count == delivery.size and delivery not in self._damaged
+        ]
         sent, outcomes, tallies = self._sort(group)
 
         def work(session: Session) -> None:
@@ -141,15 +147,21 @@ class Recorder:
 
         try:
             until_committed(self._sessions, work, self._giving_up)
-        except (GivenUpError, SQLAlchemyError):
-            # Not the database's absence but something in these rows: the leases run out and the sweep has them.
+        except (GivenUpError, SQLAlchemyError) as error:
+            if results.total() > 1 and not isinstance(error, GivenUpError):
+                for half in _halves(group):
+                    self._write(half)
+                return
+            # Their batches stay, the leases run out and the sweep has them.
             log.exception("results_lost", messages=results.total())
             for delivery in results:
                 delivery.stop()
+            self._damaged.update(results)
             finished.clear()
         for delivery, count in results.items():
             delivery.note_recorded(count)
             if delivery.done.is_set():
+                self._damaged.discard(delivery)
                 self.on_done(delivery)
         self.on_recorded(calls)
         if finished:
@@ -178,6 +190,12 @@ class Recorder:
                 outcomes.append((delivery.batch_id, _outcome(delivery, result, now)))
         tallies = {mailing_id: tally for mailing_id, tally in tallies.items() if any(tally.timings)}
         return sent, outcomes, tallies
+
+
+def _halves(group: _Group) -> tuple[_Group, _Group]:
+    single: _Group = [(delivery, [result]) for delivery, part in group for result in part]
+    middle = len(single) // 2
+    return single[:middle], single[middle:]
 
 
 def _outcome(delivery: Delivery, result: Result, now: datetime) -> Outcome:

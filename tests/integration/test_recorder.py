@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
@@ -9,26 +14,42 @@ from sqlalchemy.orm import Session, sessionmaker
 from db.models import Batch, Message, MessageStatus
 from db.queries import batches
 from sender.clock import DatabaseClock
-from sender.delivery import Delivery, Skip, Skipped
-from sender.outcomes import Terms
+from sender.delivery import Delivery, Result, Settled, Skip, Skipped
+from sender.outcomes import Terms, unsendable
 from sender.recorder import Recorder
 from tests.factories import make_client, make_mailing, make_message
 from tests.integration.conftest import listening
 
+PENDING, SENDING, FAILED = MessageStatus.PENDING, MessageStatus.SENDING, MessageStatus.FAILED
 
-def test_last_result_of_a_batch_ends_it_and_wakes_the_dispatcher(session: Session, engine: Engine) -> None:
+
+@pytest.fixture
+def recorder(engine: Engine) -> Iterator[Recorder]:
+    """A recorder that is not started yet."""
+    made = Recorder(sessionmaker(engine), DatabaseClock())
+    yield made
+    made.give_up()
+    made.stop()
+
+
+def deliver(session: Session, recorder: Recorder, messages: int) -> tuple[Delivery, batches.TakenBatch]:
+    """A batch of a mailing of its own, in a worker's hands."""
     mailing = make_mailing(session)
-    for _ in range(3):
-        make_message(session, mailing, make_client(session), status=MessageStatus.PENDING, attempts=0)
-    released = batches.release(session, mailing.id, 3)
+    for _ in range(messages):
+        make_message(session, mailing, make_client(session), status=PENDING, attempts=0)
+    released = batches.release(session, mailing.id, messages)
     assert released
     batch = batches.take(session, released[0], "a worker")
     assert batch
     session.commit()
-    recorder = Recorder(sessionmaker(engine), DatabaseClock())
-    delivery = Delivery(
-        batch, Terms(batch.ends_at, None, is_probe=False, max_attempts=20), [], DatabaseClock(), 10.0, recorder
-    )
+    terms = Terms(batch.ends_at, None, is_probe=False, max_attempts=20)
+    return Delivery(batch, terms, [], DatabaseClock(), 10.0, recorder), batch
+
+
+def test_last_result_of_a_batch_ends_it_and_wakes_the_dispatcher(
+    session: Session, engine: Engine, recorder: Recorder
+) -> None:
+    delivery, batch = deliver(session, recorder, 3)
 
     recorder.start()
     with listening(engine, "work") as wait_for:
@@ -38,4 +59,28 @@ def test_last_result_of_a_batch_ends_it_and_wakes_the_dispatcher(session: Sessio
 
     assert delivery.done.is_set()
     assert session.scalar(sa.select(sa.func.count()).select_from(Batch)) == 0
-    assert set(session.scalars(sa.select(Message.status))) == {MessageStatus.PENDING}
+    assert set(session.scalars(sa.select(Message.status))) == {PENDING}
+
+
+def test_a_result_that_cannot_be_written_takes_no_other_with_it(session: Session, recorder: Recorder) -> None:
+    now = datetime.now(UTC)
+    # Longer than what an index takes, and no text to compress: PostgreSQL calls that an operational error.
+    long = "".join(random.Random(1).choices([chr(code) for code in range(0x4E00, 0x9FA5)], k=1900))
+
+    def fails(recipient: batches.Recipient, reason: str = "text_too_long") -> Result:
+        return Settled(recipient, unsendable(recipient, FAILED, reason, now))
+
+    whole, good = deliver(session, recorder, 3)
+    damaged, bad = deliver(session, recorder, 5)
+    recorder.put(whole, [fails(recipient) for recipient in good.recipients])
+    recorder.put(damaged, [fails(bad.recipients[0]), fails(bad.recipients[1], long), fails(bad.recipients[2])])
+    recorder.start()
+    assert whole.done.wait(10)
+    recorder.put(damaged, [fails(recipient) for recipient in bad.recipients[3:]])
+    assert damaged.done.wait(10)
+
+    statuses = dict(session.execute(sa.select(Message.id, Message.status)).all())
+    assert statuses.pop(bad.recipients[1].message_id) is SENDING
+    assert set(statuses.values()) == {FAILED}
+    # The sweep of lost leases finds the one that was lost.
+    assert session.scalars(sa.select(Batch.id)).all() == [bad.id]

@@ -52,7 +52,7 @@ def test_names_come_once_and_in_order() -> None:
 
 def test_a_name_may_be_as_long_as_that_of_an_attribute() -> None:
     longest = "n" * rules.ATTRIBUTE_NAME_LENGTH
-    check(f"{{{longest}}}, {{ {longest} |there}} { 'x' * 100 }")
+    check(f"{{{longest}}}, {{ {longest} |there}} {'x' * 100}")
     for text in (f"{{{longest}x}}", f"{{name}} {{{longest}x|there}}"):
         with pytest.raises(InvalidError) as error:
             check(text)
