@@ -22,14 +22,15 @@ FIRST_CHUNK = 1_000  # so that the first message is at the gateway at once
 def start_due(session: Session) -> list[int]:
     """Set the scheduled mailings whose time has come running; their ids.
 
-    One whose end has passed as well (nobody was there to start it) is started too: its audience is then written as
-    expired, and so accounted for.
+    One whose end has passed as well (nobody was there to start it, or it was paused before its start and stays so) is
+    started too: its audience is then written as expired, and so accounted for.
     """
     return list(
         session.scalars(
             sa.text(
-                "UPDATE mailing SET state = 'running', started_at = now(), updated_at = now()"
-                " WHERE state = 'scheduled' AND starts_at <= now() AND deleted_at IS NULL RETURNING id"
+                "UPDATE mailing SET state = CASE state WHEN 'scheduled' THEN 'running' ELSE state END,"
+                " started_at = now(), updated_at = now() WHERE deleted_at IS NULL AND (state = 'scheduled'"
+                " AND starts_at <= now() OR state = 'paused' AND started_at IS NULL AND ends_at <= now()) RETURNING id"
             )
         )
     )

@@ -138,6 +138,23 @@ def test_a_mailing_that_nobody_started_in_time_is_accounted_as_expired(session: 
     assert audience.complete(session) == [mailing.id]
 
 
+def test_a_mailing_paused_before_its_start_ends_like_any_other(session: Session) -> None:
+    for _ in range(4):
+        make_client(session)
+    begun = {"starts_at": NOW - timedelta(hours=1), "started_at": None}
+    held = make_mailing(session, state=MailingState.PAUSED, ends_at=NOW + timedelta(hours=1), **begun)
+    ended = make_mailing(session, state=MailingState.PAUSED, ends_at=NOW - timedelta(seconds=5), **begun)
+    make_mailing(session, state=MailingState.PAUSED, ends_at=ended.ends_at, deleted_at=NOW, **begun)
+    assert audience.start_due(session) == [ended.id]
+    session.commit()
+    assert (ended.state, held.started_at) == (MailingState.PAUSED, None)  # Were the end moved now, nothing would go.
+    assert audience.unmaterialised(session) == [ended.id]
+    materialise(session, ended)
+    assert statuses(session, ended) == {"expired": 4}
+    assert audience.complete(session) == [ended.id]
+    assert audience.start_due(session) == []
+
+
 def test_an_edited_window_moves_the_waiting_messages(session: Session) -> None:
     for _ in range(12):
         make_client(session, timezone="UTC")
