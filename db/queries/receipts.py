@@ -13,6 +13,14 @@ from db.refusals import ConflictError, MissingError
 
 # `last_error` of a message whose failure was told without a reason, and the outcome in its history.
 RECEIPT = "receipt"
+# The lines of a history that tell of a call: its answer, that its worker was lost, or an earlier receipt. (A text that
+# could not be filled in has a line as well.)
+_WAS_CALLED = sa.select(
+    sa.exists().where(
+        Attempt.message_id == sa.bindparam("message_id"),
+        sa.or_(Attempt.milliseconds.is_not(None), Attempt.outcome.in_(("lost", RECEIPT))),
+    )
+)
 
 
 def apply(session: Session, message_id: int, status: MessageStatus, reason: str | None, now: datetime) -> MessageStatus:
@@ -31,16 +39,22 @@ def apply(session: Session, message_id: int, status: MessageStatus, reason: str 
         raise MissingError("no such message")
     if message.status is MessageStatus.SENDING:
         _keep(session, message_id, status, reason)
-    elif message.status is MessageStatus.SENT or _may_have_been_accepted(message):
-        _settle(session, message, status, reason, now)
-    elif message.attempts == 0 and message.status is not MessageStatus.FAILED:
+    elif not _may_have_been_accepted(session, message):
         raise ConflictError("this message was never sent", field="id")
+    elif message.status in (MessageStatus.SENT, MessageStatus.PENDING):
+        _settle(session, message, status, reason, now)
     return message.status
 
 
-def _may_have_been_accepted(message: Message) -> bool:
-    """An attempt whose answer never came, and that waits to be repeated, reached the gateway: the receipt proves it."""
-    return message.status is MessageStatus.PENDING and message.attempts > 0
+def _may_have_been_accepted(session: Session, message: Message) -> bool:
+    """Whether it may have reached the gateway, whatever the answer was: the receipt then proves that it did.
+
+    No attempts are counted of a message that `retry-failed` has put back, nor those that tried whether the gateway is
+    back: the history knows them.
+    """
+    if message.attempts > 0 or message.status is MessageStatus.FAILED:
+        return True
+    return bool(session.scalar(_WAS_CALLED, {"message_id": message.id}))
 
 
 def _keep(session: Session, message_id: int, status: MessageStatus, reason: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import pytest
 import sqlalchemy as sa
@@ -85,6 +86,45 @@ def test_a_message_that_was_never_sent_takes_no_receipt(api: Api, api_session: S
 
     assert answer.status_code == 409
     assert api.get("/message/1/").get_json()["status"] == status
+
+
+def _history(session: Session, message: Message, outcome: str, milliseconds: int | None) -> None:
+    session.add(
+        Attempt(message_id=message.id, at=datetime.now(UTC), attempt=1, outcome=outcome, milliseconds=milliseconds)
+    )
+    session.commit()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "milliseconds"),
+    [
+        ("retry", 10_003),  # a probe whose answer never came: not counted as an attempt
+        ("lost", None),
+        ("receipt", None),  # accepted, then reported as failed, and put back by `retry-failed`
+    ],
+)
+def test_the_history_tells_of_attempts_that_are_not_counted(
+    api: Api, api_session: Session, outcome: str, milliseconds: int | None
+) -> None:
+    _history(api_session, _message(api_session, PENDING, attempts=0), outcome, milliseconds)
+
+    answers = [api.post("/receipt/", {"id": 1, "status": status}) for status in ("delivered", "failed")]
+
+    assert [(answer.status_code, answer.get_json()["status"]) for answer in answers] == [(200, "delivered")] * 2
+
+
+def test_a_final_message_whose_attempts_are_not_counted_stays_so(api: Api, api_session: Session) -> None:
+    _history(api_session, _message(api_session, EXPIRED, attempts=0), "retry", 10_003)
+
+    answer = api.post("/receipt/", {"id": 1, "status": "delivered"})
+
+    assert (answer.status_code, answer.get_json()["status"]) == (200, "expired")
+
+
+def test_a_text_that_could_not_be_filled_in_was_no_attempt(api: Api, api_session: Session) -> None:
+    _history(api_session, _message(api_session, PENDING, attempts=0), "failed", None)
+
+    assert api.post("/receipt/", {"id": 1, "status": "delivered"}).status_code == 409
 
 
 def test_an_unknown_message_is_not_found(api: Api, api_session: Session) -> None:
