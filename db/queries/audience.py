@@ -154,7 +154,11 @@ def _openings(opens: time, closes: time, at: datetime) -> dict[str, list[Any]]:
 
 
 def reschedule_chunk(session: Session) -> bool:
-    """After a window was edited, set the times of the next chunk of waiting messages anew; True if there was one."""
+    """After a window was edited, set the times of the next chunk of waiting messages anew; True if there was one.
+
+    Windows open at whole minutes: what waits for another time backs off, or the gateway asked for it, and is not called
+    before.
+    """
     mailing = session.execute(
         sa.text(
             "SELECT *, now() AS at FROM mailing WHERE rescheduled_through IS NOT NULL"
@@ -171,12 +175,13 @@ def reschedule_chunk(session: Session) -> bool:
     last = session.scalar(
         sa.text(f"""
             WITH waiting AS MATERIALIZED (
-                SELECT message.id, message.client_id, client.timezone
+                SELECT message.id, message.client_id, client.timezone,
+                       nullif(message.next_attempt_at, date_trunc('minute', message.next_attempt_at)) AS not_before
                 FROM message JOIN client ON client.id = message.client_id
                 WHERE message.mailing_id = :mailing_id AND message.client_id > :cursor AND message.status = 'pending'
                 ORDER BY message.client_id LIMIT :chunk FOR UPDATE OF message
             ), due AS (
-                SELECT waiting.id, {due_at} AS at FROM waiting {openings}
+                SELECT waiting.id, greatest({due_at}, not_before) AS at FROM waiting {openings}
             ), moved AS (
                 UPDATE message SET next_attempt_at = due.at FROM due WHERE message.id = due.id
             )

@@ -182,6 +182,33 @@ def test_an_edited_window_moves_the_waiting_messages(session: Session) -> None:
     assert max(at for at in session.scalars(pending) if at) <= datetime.now(UTC)
 
 
+@pytest.mark.parametrize("hours", [0, 3])
+def test_an_edited_window_calls_for_nothing_before_its_time(session: Session, hours: int) -> None:
+    now = datetime.now(UTC)
+    opens = (now + timedelta(hours=hours)).replace(second=0, microsecond=0)
+    closes = opens + timedelta(hours=1)
+    mailing = make_mailing(session, window_from=opens.time(), window_to=closes.time(), rescheduled_through=0)
+    old_opening = (now + timedelta(hours=12)).replace(second=0, microsecond=0)
+    backing_off, overdue = (now + timedelta(minutes=20)).replace(second=30), now - timedelta(minutes=20)
+
+    def wait(until: datetime, error: str | None) -> Message:
+        client = make_client(session, timezone="UTC")
+        return make_message(
+            session, mailing, client, status=MessageStatus.PENDING, next_attempt_at=until, last_error=error
+        )
+
+    deferred = wait(backing_off, "http_429")
+    moved = [wait(old_opening, "http_429"), wait(old_opening, None), wait(overdue, "timeout"), wait(overdue, None)]
+    while audience.reschedule_chunk(session):
+        session.commit()
+    session.commit()
+    session.expire_all()
+    assert deferred.next_attempt_at == max(backing_off, opens)
+    times = [message.next_attempt_at for message in moved if message.next_attempt_at]
+    assert len(times) == len(moved)
+    assert all(at == opens if hours else now <= at <= datetime.now(UTC) for at in times)
+
+
 @pytest.mark.parametrize(
     ("state", "ends_in", "status", "error"),
     [
