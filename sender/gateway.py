@@ -273,7 +273,7 @@ class GatewayClient:
 
     def _start_calls(self, now: float) -> float:
         """Start what may start now; seconds until it is worth looking again."""
-        share = max(1, int(self._concurrency * MAILING_SHARE))
+        share = max(1, int(self._limit.value * MAILING_SHARE))
         self._pace.demand = sum(delivery.waiting for queue in self._deliveries.values() for delivery in queue)
         room = STARTS_PER_ROUND
         skipped = 0

@@ -212,6 +212,27 @@ def test_a_mailing_in_trouble_does_not_slow_another(make_system: SystemMaker, tr
 
 
 @pytest.mark.faults
+def test_a_mailing_that_hangs_from_the_first_call_on_does_not_hold_up_another(make_system: SystemMaker) -> None:
+    """The senders know nothing of the gateway yet, and may have few calls in flight."""
+    with make_system(faults=[{"kind": "hang", "phones": ["7917*"]}, LATENCY], gateway_concurrency=1000) as system:
+        system.add_clients(6_000, "918")
+        troubled = system.start_mailing(20_000, "917")
+        system.wait(lambda: system.simulator.received()["by_answer"].get("hang", 0) > 30)
+        other = system.start_mailing(6_000, "918", are_there=True)
+        system.wait_for_end(other, 30)
+        note = f"another of 6,000 took {other.finished_after:.1f} s beside it"
+        assert system.call("POST", f"/mailing/{troubled.id}/cancel/").status_code == 200
+        system.check(
+            troubled,
+            "all calls of one mailing hang from the start",
+            statuses=("cancelled", "failed"),
+            note=note,
+            repeats=None,
+        )
+        system.check_sums(other, ("sent",))
+
+
+@pytest.mark.faults
 def test_a_mailing_that_begins_while_another_keeps_the_breaker_open_closes_it(make_system: SystemMaker) -> None:
     with make_system(gateway_concurrency=1000) as system:
         system.simulator.control({"kind": "reset", "phones": ["7917*"]}, LATENCY)

@@ -20,7 +20,7 @@ from db.queries.batches import Recipient, Standing, TakenBatch
 from sender.answers import Verdict
 from sender.clock import DatabaseClock
 from sender.delivery import Call, Called, Delivery, Result, Skip, Skipped
-from sender.gateway import GatewayClient
+from sender.gateway import MAILING_SHARE, GatewayClient
 from sender.limit import FIRST
 from sender.outcomes import Terms
 from sender.pacer import Pacer
@@ -291,11 +291,26 @@ def test_a_gateway_is_not_met_by_a_thousand_connections_at_once(simulator: Simul
         sent = delivery(9000, 1000)
         collector(sent).client = client
         client.submit(sent)
-        simulator.wait_for(lambda received: received["requests"] >= FIRST)
+        first = FIRST * MAILING_SHARE
+        simulator.wait_for(lambda received: received["requests"] >= first)
         time.sleep(0.2)  # the absence of more calls is what is looked for
-        assert simulator.received()["in_flight"] == FIRST
+        assert simulator.received()["in_flight"] == first
         assert simulator.wait_for(lambda received: received["in_flight"] > 4 * FIRST)
         sent.stop()
+
+
+def test_a_mailing_whose_calls_all_hang_leaves_room_for_another_from_the_start(simulator: Simulator) -> None:
+    simulator.forget()
+    simulator.control({"kind": "hang", "ids": list(range(9100, 9300))})
+    try:
+        with client_for(simulator.url, timeout=20, concurrency=1000) as client:
+            hanging, other = delivery(9100, 200, mailing_id=1), delivery(9300, 200, mailing_id=2)
+            client.submit(hanging)
+            assert simulator.wait_for(lambda received: received["in_flight"] >= FIRST * MAILING_SHARE)
+            assert all(isinstance(result, Called) for result in results(client, other))
+            assert not collector(hanging).results
+    finally:
+        simulator.calm()
 
 
 def test_what_is_not_recorded_keeps_its_place(simulator: Simulator) -> None:
