@@ -65,8 +65,8 @@ def outside_window(recipient: Recipient, terms: Terms, now: datetime) -> Outcome
     """What becomes of a message whose client's window is closed just now."""
     due_at = _due_at(recipient, terms, now, 0.0)
     if due_at >= terms.ends_at:
-        return Outcome(recipient.message_id, MessageStatus.EXPIRED, error="ended")
-    return Outcome(recipient.message_id, MessageStatus.PENDING, due_at=due_at)
+        return Outcome(recipient.message_id, MessageStatus.EXPIRED, error="ended", keeps_error=True)
+    return Outcome(recipient.message_id, MessageStatus.PENDING, due_at=due_at, keeps_error=True)
 
 
 def taken_back(recipient: Recipient, now: datetime) -> Outcome:

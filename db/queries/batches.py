@@ -69,7 +69,7 @@ class Outcome(NamedTuple):
     http_status: int | None = None
     milliseconds: int | None = None
     at: datetime | None = None
-    keeps_error: bool = False  # the message was not called for: what is known of it stays
+    keeps_error: bool = False  # the message was not called for: the error of an earlier call stays
 
 
 def outstanding(session: Session) -> dict[int, int]:
@@ -169,7 +169,7 @@ _RECORD = sa.text(f"""
         status = outcome.status,
         attempts = least(message.attempts + outcome.counted::int, 32767),
         next_attempt_at = outcome.due_at,
-        last_error = CASE WHEN outcome.keeps_error THEN message.last_error ELSE outcome.error END,
+        last_error = coalesce(CASE WHEN outcome.keeps_error THEN message.last_error END, outcome.error),
         sent_at = CASE WHEN outcome.status = 'sent' THEN now() ELSE message.sent_at END,
         batch_id = NULL
     FROM unnest(

@@ -277,15 +277,18 @@ def test_outcomes_of_several_batches_are_written_at_once(session: Session, maili
     assert batches.outstanding(session) == {}
 
 
-def test_a_returned_message_keeps_what_is_known_of_it(session: Session, mailing: Mailing) -> None:
-    session.execute(sa.update(Message).values(last_error="timeout", attempts=3))
-    batch = take(session, release(session, mailing, 1))
-    message_id = batch.recipients[0].message_id
+def test_a_message_that_was_not_called_for_keeps_what_is_known_of_it(session: Session, mailing: Mailing) -> None:
+    session.execute(sa.update(Message).where(Message.id % 2 == 0).values(last_error="timeout", attempts=3))
+    batch = take(session, release(session, mailing, 10))
     now = session.scalar(sa.select(sa.func.now()))
-    record(session, batch.id, [Outcome(message_id, MessageStatus.PENDING, due_at=now, keeps_error=True)])
+    ids = [recipient.message_id for recipient in batch.recipients]
+    returned = [Outcome(i, MessageStatus.PENDING, due_at=now, keeps_error=True) for i in ids[:5]]
+    expired = [Outcome(i, MessageStatus.EXPIRED, error="ended", keeps_error=True) for i in ids[5:]]
+    record(session, batch.id, returned + expired)
     session.commit()
-    back = session.get_one(Message, message_id)
-    assert (back.status, back.last_error, back.attempts) == ("pending", "timeout", 3)
+    for messages, untried in ((ids[:5], None), (ids[5:], "ended")):
+        for back in (session.get_one(Message, message_id) for message_id in messages):
+            assert (back.last_error, back.attempts) == (("timeout", 3) if back.id % 2 == 0 else (untried, 0))
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,10 @@ def test_a_closed_window_defers_uncounted_or_expires() -> None:
     night = dataclasses.replace(TERMS, window=Window(time(22), time(23)), ends_at=NOW + timedelta(hours=8))
     outcome = outside_window(ANNA, night, NOW)
     assert (outcome.status, outcome.counted, outcome.due_at) == ("pending", False, NOW + timedelta(hours=7))
-    assert outside_window(ANNA, dataclasses.replace(night, ends_at=NOW + timedelta(hours=7)), NOW).status == "expired"
+    expired = outside_window(ANNA, dataclasses.replace(night, ends_at=NOW + timedelta(hours=7)), NOW)
+    assert (expired.status, expired.error) == ("expired", "ended")
+    assert outcome.keeps_error
+    assert expired.keeps_error  # Why an earlier call failed tells more.
 
 
 def test_the_tally_tells_the_gateways_trouble_from_the_messages_fault() -> None:
