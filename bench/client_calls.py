@@ -45,7 +45,7 @@ def call_with_ours(url: str, calls: int, in_flight: int) -> None:
     """The sender's client as it is, with everything it does for a call: terms, judging, places in flight."""
     from sqlalchemy.orm import sessionmaker
 
-    from db.queries.batches import Recipient, TakenBatch
+    from db.queries.batches import Recipient, Standing, TakenBatch
     from sender.answers import Verdict
     from sender.clock import DatabaseClock
     from sender.delivery import Call, Called, Delivery, Result
@@ -86,7 +86,7 @@ def call_with_ours(url: str, calls: int, in_flight: int) -> None:
             Recipient(message_id, message_id, 0, f"+{PHONE}", "Europe/Moscow", {}, opted_out=False)
             for message_id in range(first, min(first + 500, calls + 1))
         ]
-        batch = TakenBatch(first, 1, TEXT, ends_at, None, False, recipients)
+        batch = TakenBatch(first, 1, TEXT, Standing(True, ends_at, None), False, recipients)
         todo = [Call(recipient, PHONE, TEXT) for recipient in recipients]
         client.submit(Delivery(batch, Terms(ends_at, None, False, 20), todo, DatabaseClock(), 3600.0, sink))
     sink.ended.wait(300)

@@ -15,7 +15,6 @@ from db.models import MessageStatus
 from db.placeholders import UnfillableError, fill
 from db.queries import batches
 from db.queries.batches import Recipient, TakenBatch
-from db.windows import Window
 from sender.broker import BATCHES_QUEUE
 from sender.clock import DatabaseClock
 from sender.delivery import Call, Delivery, Settled
@@ -71,8 +70,8 @@ class BatchSender:
         if batch is None:
             return  # Finished, swept, or in another worker's hands.
         delivery, settled = self._prepare(batch, taken_at)
-        if not self._keeper.gateway_closed and not batch.is_probe:
-            delivery.stop()  # Released just before the breaker opened.
+        if not batch.standing.may_send or not (self._keeper.gateway_closed or batch.is_probe):
+            delivery.stop()  # Released just before the mailing was paused, or the breaker opened.
         self._keeper.add(delivery)  # until it is done
         # No connection is held from here on: a slow gateway must not keep one.
         self._client.submit(delivery)
@@ -100,8 +99,7 @@ class BatchSender:
                 calls.append(call)
             else:
                 settled.append(call)
-        window = Window(*batch.window) if batch.window else None
-        terms = Terms(batch.ends_at, window, batch.is_probe, self._max_attempts)
+        terms = Terms(batch.standing.ends_at, batch.standing.window, batch.is_probe, self._max_attempts)
         lease_seconds = batches.TAKEN_LEASE_SECONDS - (time.monotonic() - taken_at)
         return Delivery(batch, terms, calls, self._clock, lease_seconds, self._recorder), settled
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import timedelta
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from db.queries.batches import Outcome, Recipient, Standing, TakenBatch
-from db.windows import is_open
+from db.windows import Window, is_open
 from sender.answers import Answer, Judgement
 from sender.clock import DatabaseClock
 from sender.outcomes import Terms
 
 # From the decision to make a call to its bytes on the wire some time goes by, most on a busy machine: the last calls
-# before a mailing's end are decided so much earlier, so that none leaves after it.
+# before a mailing's end, or a window's, are decided so much earlier, so that none leaves after it.
 END_GUARD_SECONDS = 0.05
+# Whether a window is open is asked so often, and for each call when it opens or closes within that time.
+WINDOW_SECONDS = 1.0
 
 
 class Skip(StrEnum):
@@ -83,7 +86,6 @@ class Delivery:
     ) -> None:
         self.batch_id = batch.id
         self.mailing_id = batch.mailing_id
-        self.terms = terms
         self.size = len(batch.recipients)
         self.begun = threading.Event()  # set when no call waits any more
         self.recorded = 0  # results that are in the database
@@ -94,20 +96,20 @@ class Delivery:
         self._waiting = deque(calls)
         self._stopped = False
         self._lease_deadline = time.monotonic() + lease_seconds
-        self._open_zones: dict[str, tuple[float, bool]] = {}
-        self.ends_at = terms.ends_at
+        self.terms = terms
         self._note_begun()
         self.note_recorded(0)
 
     @property
-    def ends_at(self) -> datetime:
-        """The mailing's end; no call starts after it."""
-        return self._ends_at
+    def terms(self) -> Terms:
+        """What goes for its messages now: people may move a mailing's end and its window at any time."""
+        return self._terms
 
-    @ends_at.setter
-    def ends_at(self, instant: datetime) -> None:
-        self._ends_at = instant
-        self.end_deadline = self._clock.monotonic(instant) - END_GUARD_SECONDS
+    @terms.setter
+    def terms(self, terms: Terms) -> None:
+        self._terms = terms
+        self._end_deadline = self._clock.monotonic(terms.ends_at) - END_GUARD_SECONDS
+        self._open_zones: dict[str, tuple[float, bool]] = {}  # until when it is known, and whether it is open
 
     def renewed(self, standing: Standing | None, lease_seconds: float, asked_at: float) -> None:
         """Take note of the lease, asked for at that monotonic time; None means that it is lost."""
@@ -115,7 +117,7 @@ class Delivery:
             self.stop()
             return
         self._lease_deadline = asked_at + lease_seconds
-        self.ends_at = standing.ends_at
+        self.terms = dataclasses.replace(self.terms, ends_at=standing.ends_at, window=standing.window)
 
     def stop(self) -> None:
         """Start no further call of this batch."""
@@ -123,7 +125,7 @@ class Delivery:
 
     def is_over(self, now: float) -> bool:
         """Whether nothing of this batch may be started any more at this monotonic time."""
-        return self._stopped or now >= self._lease_deadline or now >= self.end_deadline
+        return self._stopped or now >= self._lease_deadline or now >= self._end_deadline
 
     @property
     def waiting(self) -> int:
@@ -139,15 +141,18 @@ class Delivery:
         skipped: list[Result] = []
         while self._waiting and len(calls) < most:
             call = self._waiting.popleft()
-            if self.withdrawn and call.recipient.client_id in self.withdrawn:
-                skipped.append(Skipped(call.recipient, Skip.WITHDRAWN))
-            elif self.terms.window is not None and not self._window_is_open(call.recipient, now):
-                skipped.append(Skipped(call.recipient, Skip.CLOSED))
-            else:
+            skip = self._skip(call.recipient, now)
+            if skip is None:
                 calls.append(call)
+            else:
+                skipped.append(Skipped(call.recipient, skip))
         self.put(skipped)
         self._note_begun()
         return calls
+
+    def objection(self, call: Call, now: float) -> Skip | None:
+        """Why this call, which is about to leave, must not at this monotonic time; None when it may."""
+        return Skip.RETURNED if self.is_over(now) else self._skip(call.recipient, now)
 
     def return_rest(self) -> None:
         """Report everything not yet called for as returned."""
@@ -171,12 +176,22 @@ class Delivery:
         if self.recorded == self.size:
             self.done.set()
 
-    def _window_is_open(self, recipient: Recipient, now: float) -> bool:
-        zone = recipient.timezone
-        if zone is None or self.terms.window is None:
-            return True
-        checked = self._open_zones.get(zone)
-        if checked is None or checked[0] < now:
-            # One look per zone and second: a batch has hundreds of clients and a handful of zones.
-            checked = self._open_zones[zone] = (now + 1.0, is_open(self.terms.window, zone, self._clock.now()))
-        return checked[1]
+    def _skip(self, recipient: Recipient, now: float) -> Skip | None:
+        if self.withdrawn and recipient.client_id in self.withdrawn:
+            return Skip.WITHDRAWN
+        window, zone = self._terms.window, recipient.timezone
+        if window is not None and zone is not None and not self._is_open(window, zone, now):
+            return Skip.CLOSED
+        return None
+
+    def _is_open(self, window: Window, zone: str, now: float) -> bool:
+        until, opened = self._open_zones.get(zone, (now, False))
+        if now < until:
+            return opened
+        # Seldom: a batch has hundreds of clients and a handful of zones.
+        at = self._clock.now()
+        soon = at + timedelta(seconds=END_GUARD_SECONDS)
+        opened = is_open(window, zone, at) and is_open(window, zone, soon)
+        if opened == is_open(window, zone, soon + timedelta(seconds=WINDOW_SECONDS)):
+            self._open_zones[zone] = (now + WINDOW_SECONDS, opened)
+        return opened

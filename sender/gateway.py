@@ -27,7 +27,7 @@ import pycurl
 import structlog
 
 from sender.answers import Answer, Fault, Verdict, judge
-from sender.delivery import Call, Called, Delivery
+from sender.delivery import Call, Called, Delivery, Skip, Skipped
 from sender.limit import Limit
 
 log = structlog.get_logger(__name__)
@@ -53,6 +53,7 @@ _FAULTS = {
     pycurl.E_COULDNT_RESOLVE_PROXY: Fault.DNS,
     pycurl.E_COULDNT_CONNECT: Fault.REFUSED,
     pycurl.E_GOT_NOTHING: Fault.CLOSED,
+    pycurl.E_ABORTED_BY_CALLBACK: Fault.CLOSED,  # libcurl was kept from repeating the request (`_Slot._on_connected`)
     pycurl.E_RECV_ERROR: Fault.RESET,
     pycurl.E_SEND_ERROR: Fault.RESET,
     pycurl.E_PARTIAL_FILE: Fault.TRUNCATED,
@@ -109,15 +110,38 @@ class Pace(Protocol):
 class _Slot:
     """A curl handle with its buffer, used for one call after another."""
 
-    __slots__ = ("body", "call", "delivery", "handle", "hurried")
+    __slots__ = ("body", "call", "delivery", "handle", "is_asked", "skip")
 
     def __init__(self, handle: pycurl.Curl) -> None:
         self.handle = handle
         self.body = BytesIO()
         self.call: Call | None = None
         self.delivery: Delivery | None = None
-        self.hurried = False
+        self.is_asked = False  # the request is on the wire
+        self.skip: Skip | None = None  # why it never will be
         handle.setopt(pycurl.WRITEFUNCTION, self.body.write)
+        handle.setopt(pycurl.PREREQFUNCTION, self._on_connected)
+
+    def begin(self, call: Call, delivery: Delivery) -> None:
+        """Be of use to this call."""
+        self.call, self.delivery = call, delivery
+        self.is_asked, self.skip = False, None
+        self.body.seek(0)
+        self.body.truncate()
+
+    def _on_connected(self, *_addresses: object) -> int:
+        """The last moment to hold a request back: to connect may have taken seconds.
+
+        And the moment to keep libcurl from repeating one that it sent already: it does by itself when a kept connection
+        ends without an answer, but each request must be one that may go now, that the pace allows, and that is counted.
+        """
+        assert self.call is not None
+        assert self.delivery is not None
+        if self.is_asked:
+            return pycurl.PREREQFUNC_ABORT
+        self.skip = self.delivery.objection(self.call, time.monotonic())
+        self.is_asked = self.skip is None
+        return pycurl.PREREQFUNC_OK if self.is_asked else pycurl.PREREQFUNC_ABORT
 
 
 class GatewayClient:
@@ -149,6 +173,7 @@ class GatewayClient:
         self._draining = False
         self._closed = False
         self._next_round = 0.0
+        self._next_look = 0.0  # at what is being connected
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._watched: dict[int, int] = {}  # descriptor: the events that epoll watches it for
         self._resting: set[int] = set()  # those of them whose connections are kept for a later call
@@ -246,14 +271,16 @@ class GatewayClient:
                 delivery.return_rest()
             if not delivery.waiting:
                 self._active.discard(delivery)
+        if now >= self._next_look:
+            self._next_look = now + IDLE_SECONDS
+            for slot in self._slots.values():
+                if slot.delivery is not None and not slot.is_asked and slot.delivery.is_over(now):
+                    self._hold_back(slot, Skip.RETURNED)
 
     def _take_in(self) -> None:
         while self._freed:
             for mailing_id, calls in self._freed.popleft().items():
-                self._busy -= calls
-                self._busy_of[mailing_id] -= calls
-                if not self._busy_of[mailing_id]:
-                    del self._busy_of[mailing_id]
+                self._free(mailing_id, calls)
         while self._incoming:
             delivery = self._incoming.popleft()
             if delivery.mailing_id not in self._deliveries:
@@ -263,6 +290,12 @@ class GatewayClient:
             self._active.add(delivery)
         if self._draining:
             self._return_everything()
+
+    def _free(self, mailing_id: int, calls: int) -> None:
+        self._busy -= calls
+        self._busy_of[mailing_id] -= calls
+        if not self._busy_of[mailing_id]:
+            del self._busy_of[mailing_id]
 
     def _return_everything(self) -> None:
         for deliveries in self._deliveries.values():
@@ -302,7 +335,7 @@ class GatewayClient:
         while deliveries and started < most:
             delivery = deliveries[0]
             calls = delivery.next_calls(most - started, now)
-            self._start(delivery, calls, now)
+            self._start(delivery, calls)
             started += len(calls)
             if not delivery.waiting:
                 deliveries.popleft()
@@ -313,34 +346,17 @@ class GatewayClient:
             del self._deliveries[mailing_id]
         return started
 
-    def _start(self, delivery: Delivery, calls: list[Call], now: float) -> None:
-        seconds_left = delivery.end_deadline - now
+    def _start(self, delivery: Delivery, calls: list[Call]) -> None:
         for call in calls:
             slot = self._spare.pop() if self._spare else self._new_slot()
-            slot.call, slot.delivery = call, delivery
-            slot.body.seek(0)
-            slot.body.truncate()
+            slot.begin(call, delivery)
             handle = slot.handle
             message_id = call.recipient.message_id
             handle.setopt(pycurl.URL, f"{self._url}{message_id}")
             handle.setopt(pycurl.POSTFIELDS, orjson.dumps({"id": message_id, "phone": call.phone, "text": call.text}))
-            if slot.hurried or seconds_left < CONNECT_TIMEOUT_SECONDS:
-                self._hurry(slot, seconds_left)
             self._multi.add_handle(handle)
         self._busy += len(calls)
         self._busy_of[delivery.mailing_id] += len(calls)
-
-    def _hurry(self, slot: _Slot, seconds_left: float) -> None:
-        """Near the mailing's end, allow connecting no longer than until then: no request leaves after it."""
-        if seconds_left < CONNECT_TIMEOUT_SECONDS:
-            slot.handle.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, int(seconds_left * 1000)))
-            slot.hurried = True
-        elif slot.hurried:
-            slot.handle.setopt(pycurl.CONNECTTIMEOUT_MS, self._connect_timeout_ms())
-            slot.hurried = False
-
-    def _connect_timeout_ms(self) -> int:
-        return int(min(CONNECT_TIMEOUT_SECONDS, self._timeout_seconds) * 1000)
 
     def _new_slot(self) -> _Slot:
         handle = pycurl.Curl()
@@ -349,7 +365,7 @@ class GatewayClient:
         handle.setopt(pycurl.NOSIGNAL, 1)
         handle.setopt(pycurl.FOLLOWLOCATION, 0)
         handle.setopt(pycurl.TIMEOUT_MS, int(self._timeout_seconds * 1000))
-        handle.setopt(pycurl.CONNECTTIMEOUT_MS, self._connect_timeout_ms())
+        handle.setopt(pycurl.CONNECTTIMEOUT_MS, int(min(CONNECT_TIMEOUT_SECONDS, self._timeout_seconds) * 1000))
         handle.setopt(pycurl.MAXFILESIZE, BODY_LIMIT_BYTES)
         handle.setopt(pycurl.UPLOAD_BUFFERSIZE, UPLOAD_BUFFER_BYTES)
         handle.setopt(pycurl.TCP_KEEPALIVE, 1)
@@ -362,34 +378,48 @@ class GatewayClient:
         return slot
 
     def _finish_calls(self) -> None:
-        finished: list[tuple[pycurl.Curl, int | None]] = []
-        queued = 1
-        while queued:
-            queued, succeeded, failed = self._multi.info_read()
-            finished += [(handle, None) for handle in succeeded]
-            finished += [(handle, error) for handle, error, _ in failed]
+        finished = self._ended()
         if not finished:
             return
         now = time.monotonic()
         in_flight = len(self._slots) - len(self._spare)
         called: defaultdict[Delivery, list[Called]] = defaultdict(list)
-        for handle, error in finished:
-            delivery, result = self._finish(self._slots[handle], error)
-            called[delivery].append(result)
+        for slot, error in finished:
+            if slot.skip is not None:
+                self._hold_back(slot, slot.skip)
+                continue
+            answer = _read_answer(slot, error)
+            call, delivery = self._clear(slot)
+            called[delivery].append(Called(call.recipient, answer, judge(answer)))
         self._adapt([result for results in called.values() for result in results], in_flight, now)
         for delivery, results in called.items():
             delivery.put(results)
             self._watch(delivery.mailing_id, results, now)
 
-    def _finish(self, slot: _Slot, error: int | None) -> tuple[Delivery, Called]:
+    def _ended(self) -> list[tuple[_Slot, int | None]]:
+        """What libcurl is done with, with its error if there was one."""
+        ended: list[tuple[_Slot, int | None]] = []
+        queued = 1
+        while queued:
+            queued, succeeded, failed = self._multi.info_read()
+            ended += [(self._slots[handle], None) for handle in succeeded]
+            ended += [(self._slots[handle], error) for handle, error, _ in failed]
+        return ended
+
+    def _hold_back(self, slot: _Slot, skip: Skip) -> None:
+        """Have done with a call whose request did not leave."""
+        call, delivery = self._clear(slot)
+        self._free(delivery.mailing_id, 1)
+        delivery.put([Skipped(call.recipient, skip)])
+
+    def _clear(self, slot: _Slot) -> tuple[Call, Delivery]:
         call, delivery = slot.call, slot.delivery
         assert call is not None
         assert delivery is not None
-        answer = _read_answer(slot, error)
         self._multi.remove_handle(slot.handle)
         slot.call = slot.delivery = None
         self._spare.append(slot)
-        return delivery, Called(call.recipient, answer, judge(answer))
+        return call, delivery
 
     def _adapt(self, called: list[Called], in_flight: int, now: float) -> None:
         """Let the number of calls in flight follow these answers; `in_flight` were until they came."""
@@ -410,6 +440,8 @@ class GatewayClient:
             self._trip()
             return
         failed = sum(verdict in _FAILED for verdict in verdicts)
+        if mailing_id not in self._failing:
+            self._failing = {m: heard for m, heard in self._failing.items() if heard[1] > now - TRIP_MEMORY_SECONDS}
         ratio, _ = self._failing.get(mailing_id, (0.0, now))
         ratio += (1 - (1 - TRIP_WEIGHT) ** len(verdicts)) * (failed / len(verdicts) - ratio)
         self._failing[mailing_id] = (ratio, now)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from datetime import datetime, time
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from db import placeholders
 from db.models import MessageStatus
 from db.queries.notifications import notify_work
+from db.windows import Window
 
 # A batch that no worker takes in this time was lost on the way (RabbitMQ wiped, message dropped).
 UNTAKEN_LEASE_SECONDS = 30
@@ -44,14 +45,22 @@ class Recipient(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Standing:
+    """What the batch's mailing says at the moment, as a worker learns with the batch and with each renewed lease."""
+
+    may_send: bool  # the mailing runs; False: give the rest back
+    ends_at: datetime
+    window: Window | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class TakenBatch:
     """A batch in a worker's hands."""
 
     id: int
     mailing_id: int
     text: str
-    ends_at: datetime
-    window: tuple[time, time] | None
+    standing: Standing
     is_probe: bool
     recipients: list[Recipient]
 
@@ -109,13 +118,14 @@ def release(session: Session, mailing_id: int, size: int, *, is_probe: bool = Fa
     return (row[0], row[1]) if row else None
 
 
-_TAKE = sa.text("""
+_STANDING = "mailing.state = 'running' AS may_send, mailing.ends_at, mailing.window_from, mailing.window_to"
+
+_TAKE = sa.text(f"""
     UPDATE batch SET worker_id = :worker_id, lease_until = now() + make_interval(secs => :lease)
     FROM mailing
     WHERE batch.id = :batch_id AND batch.worker_id IS NULL AND batch.lease_until > now()
       AND mailing.id = batch.mailing_id
-    RETURNING batch.mailing_id, batch.message_ids, batch.is_probe, mailing.text, mailing.ends_at, mailing.window_from,
-              mailing.window_to
+    RETURNING batch.mailing_id, batch.message_ids, batch.is_probe, mailing.text, {_STANDING}
 """)
 
 _RECIPIENTS = sa.text("""
@@ -137,13 +147,11 @@ def take(session: Session, batch_id: int, worker_id: str) -> TakenBatch | None:
         _RECIPIENTS,
         {"ids": _array(row.message_ids), "batch_id": batch_id, "with_attributes": bool(placeholders.names(row.text))},
     ).all()
-    window = (row.window_from, row.window_to) if row.window_from is not None else None
     return TakenBatch(
         id=batch_id,
         mailing_id=row.mailing_id,
         text=row.text,
-        ends_at=row.ends_at,
-        window=window,
+        standing=_standing(row),
         is_probe=row.is_probe,
         recipients=[Recipient._make(recipient) for recipient in recipients],
     )
@@ -309,27 +317,24 @@ def withdraw(session: Session, batch_id: int) -> None:
         session.execute(_RECLAIM, {"ids": ids, "batch_id": batch_id, "counted": 0})
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Standing:
-    """What a worker learns of a batch that it holds when it renews the lease."""
-
-    may_send: bool  # the mailing runs; False: give the rest back
-    ends_at: datetime
-
-
-_RENEW = sa.text("""
+_RENEW = sa.text(f"""
     UPDATE batch SET lease_until = now() + make_interval(secs => :lease)
     FROM mailing
     WHERE batch.id = ANY(:ids) AND batch.worker_id = :worker_id AND batch.lease_until > now()
       AND mailing.id = batch.mailing_id
-    RETURNING batch.id, mailing.state = 'running', mailing.ends_at
+    RETURNING batch.id, {_STANDING}
 """)
 
 
 def renew(session: Session, worker_id: str, batch_ids: Sequence[int]) -> dict[int, Standing]:
     """Prolong this worker's leases; a batch missing from the answer is lost, and its messages are another's."""
     rows = session.execute(_RENEW, {"ids": list(batch_ids), "worker_id": worker_id, "lease": TAKEN_LEASE_SECONDS})
-    return {row[0]: Standing(row[1], row[2]) for row in rows}
+    return {row.id: _standing(row) for row in rows}
+
+
+def _standing(row: sa.Row[Any]) -> Standing:
+    window = Window(row.window_from, row.window_to) if row.window_from is not None else None
+    return Standing(row.may_send, row.ends_at, window)
 
 
 # As an array: the planner may run `IN (SELECT ...)` once for each batch, and LIMIT then bounds nothing.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from db.models import Batch, Message, MessageStatus
+from db.models import Batch, Mailing, MailingState, Message, MessageStatus
 from db.queries import batches
 from sender.actors import BatchSender
 from sender.clock import DatabaseClock
@@ -29,32 +31,58 @@ def simulator() -> Iterator[Simulator]:
         yield running
 
 
-def test_it_does_not_wait_for_the_slowest_call(session: Session, engine: Engine, simulator: Simulator) -> None:
-    mailing = make_mailing(session)
-    ids = [
-        make_message(session, mailing, make_client(session), status=MessageStatus.PENDING, attempts=0).id
-        for _ in range(3)
-    ]
-    released = batches.release(session, mailing.id, 3)
-    assert released
-    session.commit()
-    simulator.control({"kind": "hang", "ids": ids[-1:]})
+@contextmanager
+def sending(engine: Engine, url: str) -> Iterator[BatchSender]:
+    """A sending process's parts, without its beat: what nobody tells it, it must have learned with the batch."""
     clock, sessions = DatabaseClock(), sessionmaker(engine)
     recorder, pacer = Recorder(sessions, clock), Pacer(sessions)
-    client = GatewayClient(simulator.url, None, TIMEOUT_SECONDS, 10, pacer)
+    client = GatewayClient(url, None, TIMEOUT_SECONDS, 10, pacer)
     keeper = Keeper(engine, "a worker", 1, clock, pacer, None, client.wake)
     sender = BatchSender(sessions, "a worker", client, recorder, keeper, clock, max_attempts=20)
     recorder.on_recorded, recorder.on_done = client.recorded, sender.note_done
     recorder.start()
     client.start()
-
-    sender.send_batch(released[0])
-
-    assert session.scalars(sa.select(Batch.is_begun)).all() == [True]
-    assert batches.outstanding(session) == {mailing.id: 0}
-    session.commit()
-    keeper.wait_for_all(4 * TIMEOUT_SECONDS)  # The call that hangs is given up.
+    yield sender
+    keeper.wait_for_all(4 * TIMEOUT_SECONDS)
     client.close()
     recorder.stop()
+
+
+def released(session: Session, count: int) -> tuple[Mailing, Sequence[int], int]:
+    """A mailing with so many messages in a batch: it, their ids, the batch's."""
+    mailing = make_mailing(session)
+    ids = [
+        make_message(session, mailing, make_client(session), status=MessageStatus.PENDING, attempts=0).id
+        for _ in range(count)
+    ]
+    batch = batches.release(session, mailing.id, count)
+    assert batch
+    session.commit()
+    return mailing, ids, batch[0]
+
+
+def test_it_does_not_wait_for_the_slowest_call(session: Session, engine: Engine, simulator: Simulator) -> None:
+    mailing, ids, batch_id = released(session, 3)
+    simulator.control({"kind": "hang", "ids": ids[-1:]})
+    with sending(engine, simulator.url) as sender:
+        sender.send_batch(batch_id)
+        assert session.scalars(sa.select(Batch.is_begun)).all() == [True]
+        assert batches.outstanding(session) == {mailing.id: 0}
+        session.commit()
+    # The call that hangs was given up.
     assert session.scalars(sa.select(Message.status).order_by(Message.id)).all() == ["sent", "sent", "pending"]
     assert not session.scalars(sa.select(Batch)).all()
+
+
+@pytest.mark.parametrize("state", [MailingState.PAUSED, MailingState.CANCELLED])
+def test_a_batch_that_was_long_in_the_queue_is_given_back_when_its_mailing_no_longer_runs(
+    session: Session, engine: Engine, simulator: Simulator, state: MailingState
+) -> None:
+    mailing, _, batch_id = released(session, 3)
+    mailing.state = state
+    mailing.finished_at = datetime.now(UTC) if state is MailingState.CANCELLED else None
+    session.commit()
+    with sending(engine, simulator.url) as sender:
+        sender.send_batch(batch_id)
+    assert simulator.received()["requests"] == 0
+    assert session.scalars(sa.select(Message.status)).all() == ["pending"] * 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import socketserver
 import subprocess
 import threading
 import time
@@ -17,6 +18,7 @@ import pytest
 from sqlalchemy.orm import sessionmaker
 
 from db.queries.batches import Recipient, Standing, TakenBatch
+from db.windows import Window
 from sender.answers import Verdict
 from sender.clock import DatabaseClock
 from sender.delivery import Call, Called, Delivery, Result, Skip, Skipped
@@ -55,14 +57,15 @@ def delivery(
     ends_in: float = 60.0,
     lease: float = 60.0,
     text: str = "Hello",
+    window: Window | None = None,
 ) -> Delivery:
     ends_at = datetime.now(UTC) + timedelta(seconds=ends_in)
     recipients = [
         Recipient(first_id + i, 1000 + i, 0, "+79161234567", "Europe/Moscow", {}, opted_out=False) for i in range(count)
     ]
-    batch = TakenBatch(first_id, mailing_id, text, ends_at, None, False, recipients)
+    batch = TakenBatch(first_id, mailing_id, text, Standing(True, ends_at, window), False, recipients)
     calls = [Call(recipient, 79161234567, text) for recipient in recipients]
-    return Delivery(batch, Terms(ends_at, None, False, 20), calls, DatabaseClock(), lease, Collector())
+    return Delivery(batch, Terms(ends_at, window, False, 20), calls, DatabaseClock(), lease, Collector())
 
 
 class Collector:
@@ -237,6 +240,38 @@ def talker(speak: bytes) -> Iterator[str]:
         thread.join(timeout=5)
 
 
+def test_a_kept_connection_that_ends_costs_an_attempt_and_no_call_that_nobody_decided() -> None:
+    """libcurl would repeat the request by itself: past the end, a pause, the pace, and the history."""
+    with forgetful_gateway() as (url, requests), client_for(url, concurrency=1) as client:
+        found = results(client, delivery(51, 2))
+    assert [(only([result]).judgement.reason) for result in found] == [None, "connection_closed"]
+    assert requests == [51, 52]
+
+
+@contextmanager
+def forgetful_gateway() -> Iterator[tuple[str, list[int]]]:
+    """A server that answers the first request of each connection, and closes upon the second; the ids it was sent."""
+    requests: list[int] = []
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.take()
+            self.wfile.write(b'HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{"code": 0}')
+            self.take()
+
+        def take(self) -> None:
+            if line := self.rfile.readline():
+                requests.append(int(line.split()[1].rpartition(b"/")[2]))
+                headers = dict(header.lower().split(b":", 1) for header in iter(self.rfile.readline, b"\r\n"))
+                self.rfile.read(int(headers[b"content-length"]))
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", requests
+        server.shutdown()
+
+
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tls")
@@ -332,8 +367,8 @@ def test_what_is_not_recorded_keeps_its_place(simulator: Simulator) -> None:
     [
         lambda sent: sent.stop(),
         lambda sent: sent.renewed(None, 60.0, time.monotonic()),
-        lambda sent: sent.renewed(Standing(False, sent.ends_at), 60.0, time.monotonic()),
-        lambda sent: setattr(sent, "ends_at", datetime.now(UTC)),
+        lambda sent: sent.renewed(Standing(False, sent.terms.ends_at, None), 60.0, time.monotonic()),
+        lambda sent: sent.renewed(Standing(True, datetime.now(UTC), None), 60.0, time.monotonic()),
     ],
     ids=["stopped", "lease lost", "mailing paused", "end moved"],
 )
@@ -364,6 +399,42 @@ def test_a_withdrawn_client_is_not_called(simulator: Simulator) -> None:
     with client_for(simulator.url) as client:
         found = results(client, sent)
     assert [type(result) for result in sorted(found, key=lambda r: r.recipient.message_id)] == [Called, Skipped, Called]
+
+
+@contextmanager
+def deaf(simulator: Simulator, seconds: float) -> Iterator[None]:
+    """Have nobody answer a connection's first packet; it is sent again after a second, and after two more."""
+    simulator.forget()
+    simulator.control({"kind": "refuse", "how": "silence", "for_seconds": seconds})
+    try:
+        yield
+    finally:
+        simulator.calm()
+
+
+def test_a_pause_takes_back_what_is_still_being_connected(simulator: Simulator) -> None:
+    with deaf(simulator, 60), client_for(simulator.url, timeout=20) as client:
+        sent = delivery(6100, 3)
+        client.submit(sent)
+        assert sent.begun.wait(5)
+        sent.stop()
+        assert sent.done.wait(3)  # Connecting itself may take five seconds.
+    assert [result.skip for result in collector(sent).results if isinstance(result, Skipped)] == [Skip.RETURNED] * 3
+
+
+def test_a_client_withdrawn_while_a_call_was_being_connected_is_not_called(simulator: Simulator) -> None:
+    with deaf(simulator, 0.5), client_for(simulator.url, timeout=20) as client:
+        sent = delivery(6200, 2)
+        collector(sent).client = client
+        client.submit(sent)
+        assert sent.begun.wait(5)
+        sent.withdrawn.add(1000)
+        assert sent.done.wait(10)
+    assert {result.recipient.client_id: type(result) for result in collector(sent).results} == {
+        1000: Skipped,
+        1001: Called,
+    }
+    assert [seen["id"] for seen in simulator.ids()] == [6201]
 
 
 def test_a_gateway_that_is_down_stops_the_process_within_some_dozen_calls() -> None:

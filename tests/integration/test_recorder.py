@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from db.models import Batch, Message, MessageStatus
+from db.models import Batch, Mailing, Message, MessageStatus
 from db.queries import batches
+from sender.answers import Answer, judge
 from sender.clock import DatabaseClock
-from sender.delivery import Delivery, Result, Settled, Skip, Skipped
+from sender.delivery import Called, Delivery, Result, Settled, Skip, Skipped
 from sender.outcomes import Terms, unsendable
 from sender.recorder import Recorder
 from tests.factories import make_client, make_mailing, make_message
@@ -32,9 +35,11 @@ def recorder(engine: Engine) -> Iterator[Recorder]:
     made.stop()
 
 
-def deliver(session: Session, recorder: Recorder, messages: int) -> tuple[Delivery, batches.TakenBatch]:
+def deliver(
+    session: Session, recorder: Recorder, messages: int, **mailing_values: Any
+) -> tuple[Delivery, batches.TakenBatch]:
     """A batch of a mailing of its own, in a worker's hands."""
-    mailing = make_mailing(session)
+    mailing = make_mailing(session, **mailing_values)
     for _ in range(messages):
         make_message(session, mailing, make_client(session), status=PENDING, attempts=0)
     released = batches.release(session, mailing.id, messages)
@@ -42,7 +47,7 @@ def deliver(session: Session, recorder: Recorder, messages: int) -> tuple[Delive
     batch = batches.take(session, released[0], "a worker")
     assert batch
     session.commit()
-    terms = Terms(batch.ends_at, None, is_probe=False, max_attempts=20)
+    terms = Terms(batch.standing.ends_at, None, is_probe=False, max_attempts=20)
     return Delivery(batch, terms, [], DatabaseClock(), 10.0, recorder), batch
 
 
@@ -84,3 +89,19 @@ def test_a_result_that_cannot_be_written_takes_no_other_with_it(session: Session
     assert set(statuses.values()) == {FAILED}
     # The sweep of lost leases finds the one that was lost.
     assert session.scalars(sa.select(Batch.id)).all() == [bad.id]
+
+
+def test_an_end_that_was_moved_later_goes_for_calls_in_flight(session: Session, recorder: Recorder) -> None:
+    """Or else what fails after the old end would be expired for good."""
+    delivery, batch = deliver(session, recorder, 1, ends_at=datetime.now(UTC) + timedelta(seconds=30))
+    session.execute(sa.update(Mailing).values(ends_at=datetime.now(UTC) + timedelta(days=1)))
+    session.commit()
+
+    delivery.renewed(batches.renew(session, "a worker", [batch.id])[batch.id], 10.0, time.monotonic())
+    session.commit()
+    answer = Answer(5, http_status=429, retry_after=60.0)
+    recorder.put(delivery, [Called(batch.recipients[0], answer, judge(answer))])
+    recorder.start()
+    assert delivery.done.wait(10)
+
+    assert session.scalars(sa.select(Message.status)).all() == [PENDING]

@@ -30,7 +30,7 @@ def frame(path: str, words: str) -> str:
         ("sender/gateway.py", "orjson.dumps(", "JSON"),
         ("sender/answers.py", "orjson.loads(", "JSON"),
         ("sender/gateway.py", "_epoll.poll(", "waking up and polling"),
-        ("sender/gateway.py", "def _finish(", "the client's own loop"),
+        ("sender/gateway.py", "def _clear(", "the client's own loop"),
         ("sender/answers.py", "def judge(", "judging answers"),
         ("sender/recorder.py", "def _write(", "recording outcomes"),
         ("sender/dispatcher.py", "def ", "dispatching"),
