@@ -180,6 +180,11 @@ def test_a_request_that_no_application_sees_is_refused_in_json(served: Served) -
     [
         ({}, "DATABASE_URL"),
         ({"DATABASE_URL": "postgresql://x/y", "API_PORT": "http"}, "API_PORT: Not a valid integer."),
+        # It can be loaded, but a window would not find its clients.
+        (
+            {"DATABASE_URL": "postgresql://x/y", "DEFAULT_TIMEZONE": "posix/Europe/Moscow"},
+            "DEFAULT_TIMEZONE: 'posix/Europe/Moscow' is not an IANA time zone",
+        ),
     ],
 )
 def test_a_wrong_environment_ends_the_start_with_one_line(variables: dict[str, str], named: str) -> None:
