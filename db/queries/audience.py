@@ -109,7 +109,7 @@ def materialise_chunk(session: Session, mailing_id: int) -> bool:
     mailing = session.execute(
         sa.text(
             "SELECT *, now() AS at FROM mailing WHERE id = :id AND state IN ('running', 'paused')"
-            " AND materialised_at IS NULL AND deleted_at IS NULL FOR UPDATE"
+            " AND materialised_at IS NULL AND deleted_at IS NULL FOR NO KEY UPDATE"
         ),
         {"id": mailing_id},
     ).one_or_none()
@@ -162,7 +162,8 @@ def reschedule_chunk(session: Session) -> bool:
     mailing = session.execute(
         sa.text(
             "SELECT *, now() AS at FROM mailing WHERE rescheduled_through IS NOT NULL"
-            " AND state IN ('running', 'paused') AND deleted_at IS NULL ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED"
+            " AND state IN ('running', 'paused') AND deleted_at IS NULL"
+            " ORDER BY id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED"
         )
     ).one_or_none()
     if mailing is None:
@@ -241,6 +242,7 @@ _NOTHING_OPEN = """
 def complete(session: Session) -> list[int]:
     """Complete the mailings that have no open message left; their ids."""
     # Locked first, counted again then: `retry-failed` may just be making messages of a seemingly finished mailing open.
+    # That holds FOR KEY SHARE meanwhile, which only FOR UPDATE respects.
     ids = list(session.scalars(sa.text(f"SELECT id FROM mailing WHERE {_NOTHING_OPEN} FOR UPDATE SKIP LOCKED")))
     if not ids:
         return []

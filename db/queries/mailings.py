@@ -176,7 +176,7 @@ def control(session: Session, mailing_id: int, action: str, now: datetime) -> Ma
     if action == "start":
         conditions.append(Mailing.ends_at > now)
     # Locked for the audit log's sake, which wants to know the state before; the update is guarded by itself.
-    was = session.scalar(sa.select(Mailing.state).where(Mailing.id == mailing_id).with_for_update())
+    was = session.scalar(sa.select(Mailing.state).where(Mailing.id == mailing_id).with_for_update(key_share=True))
     mailing: Mailing | None = session.scalar(
         sa.update(Mailing).where(*conditions).values(**_effect(action, now), updated_at=now).returning(Mailing)
     )
@@ -228,14 +228,12 @@ def retry_failed(
 ) -> tuple[Mailing, int]:
     """Put failed messages (of these reasons) back to pending with all their attempts; the mailing, and how many.
 
-    Clients who are gone or opted out stay failed. Raise MissingError, or ConflictError when the mailing has ended.
+    Clients who are gone or opted out stay failed. Raise MissingError, or ConflictError when the mailing has ended, also
+    when that is meanwhile: the transaction is then to be rolled back.
     """
-    mailing = _locked(session, mailing_id)
-    if mailing.state not in (MailingState.RUNNING, MailingState.PAUSED, MailingState.COMPLETED):
-        raise ConflictError(f"a {mailing.state} mailing has nothing to retry", field="state")
-    if mailing.ends_at <= now:
-        raise ConflictError("its end time has passed: nothing can be sent any more", field="ends_at")
-    # A million messages take longer than any other request may.
+    mailing = _locked(session, mailing_id, against_completion=True)
+    _check_retriable(mailing, now)
+    # A million messages take longer than any other request may; meanwhile people can hold or end the mailing.
     session.execute(sa.text("SET LOCAL statement_timeout = '300s'"))
     reachable = sa.exists().where(Client.id == Message.client_id, Client.opted_out_at.is_(None))
     failed = (Message.status == MessageStatus.FAILED, Message.last_error.is_not(None))
@@ -249,6 +247,8 @@ def retry_failed(
         .execution_options(synchronize_session=False)
     ).rowcount
     if retried:
+        mailing = _locked(session, mailing_id)
+        _check_retriable(mailing, now)
         details = {"retried": retried, **({"reasons": list(reasons)} if reasons else {})}
         audit.record(session, "mailing.retry_failed", _subject(mailing_id), after=details)
         if mailing.state is MailingState.COMPLETED:
@@ -261,14 +261,25 @@ def retry_failed(
     return mailing, retried
 
 
+def _check_retriable(mailing: Mailing, now: datetime) -> None:
+    if mailing.state not in (MailingState.RUNNING, MailingState.PAUSED, MailingState.COMPLETED):
+        raise ConflictError(f"a {mailing.state} mailing has nothing to retry", field="state")
+    if mailing.ends_at <= now:
+        raise ConflictError("its end time has passed: nothing can be sent any more", field="ends_at")
+
+
 def _subject(mailing_id: int) -> str:
     return f"mailing:{mailing_id}"
 
 
-def _locked(session: Session, mailing_id: int) -> Mailing:
-    # Locked against the dispatcher, which starts and completes mailings.
+def _locked(session: Session, mailing_id: int, *, against_completion: bool = False) -> Mailing:
+    """The mailing as it is, which nobody changes until the commit; `against_completion`: which is not completed."""
+    # FOR KEY SHARE keeps out nobody but FOR UPDATE: `audience.complete`, and the removal of a deleted mailing.
     mailing = session.scalar(
-        sa.select(Mailing).where(Mailing.id == mailing_id, Mailing.deleted_at.is_(None)).with_for_update()
+        sa.select(Mailing)
+        .where(Mailing.id == mailing_id, Mailing.deleted_at.is_(None))
+        .with_for_update(read=against_completion, key_share=True)
+        .execution_options(populate_existing=True)
     )
     if mailing is None:
         raise MissingError("no such mailing")

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import time as clock
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, time, timedelta
 
 import pytest
 import sqlalchemy as sa
+from flask import Flask
 from sqlalchemy.orm import Session
+from werkzeug.test import TestResponse
 
+from db.engine import make_engine
 from db.models import Mailing, MailingState, Message, MessageStatus
+from db.queries import audience
 from tests.factories import make_client, make_mailing, make_message
-from tests.integration.conftest import Api, listening
+from tests.integration.conftest import FULL_KEY, Api, listening
 
 DRAFT, SCHEDULED, RUNNING, PAUSED, COMPLETED, CANCELLED = MailingState
+_SENT = {"status": MessageStatus.SENT, "sent_at": sa.func.now(), "next_attempt_at": None}
 
 
 @pytest.mark.parametrize(
@@ -192,3 +201,77 @@ def test_retry_failed_refuses_a_body_that_makes_no_sense(api: Api, api_session: 
     make_mailing(api_session)
 
     assert api.post("/mailing/1/retry-failed/", body).status_code == 422
+
+
+@contextlib.contextmanager
+def _retrying(app: Flask, engine: sa.Engine) -> Iterator[Future[TestResponse]]:
+    """`retry-failed` of mailing 1, at work for as long as this goes on."""
+    with ThreadPoolExecutor(1) as thread:
+        with engine.begin() as holder:
+            holder.execute(sa.text("SELECT FROM message WHERE status = 'failed' LIMIT 1 FOR UPDATE"))
+            answer = thread.submit(Api(app.test_client(), FULL_KEY).post, "/mailing/1/retry-failed/")
+            with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as looking:
+                give_up_at = clock.monotonic() + 10
+                while not looking.scalar(sa.text("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")):
+                    assert clock.monotonic() < give_up_at
+            yield answer
+        answer.result(10)
+
+
+@pytest.fixture
+def impatient(shared_database_url: str) -> Iterator[Session]:
+    """A dispatcher's session that does not wait for locks for long."""
+    engine = make_engine(shared_database_url, "mailings tests", statement_timeout_seconds=2)
+    with Session(engine) as session:
+        yield session
+    engine.dispose()
+
+
+def test_a_mailing_can_be_held_and_edited_while_failed_messages_are_put_back(
+    api: Api, api_session: Session, api_engine: sa.Engine, app: Flask
+) -> None:
+    _failed(api_session, make_mailing(api_session), "timeout", "timeout")
+
+    with _retrying(app, api_engine) as retry:
+        assert api.post("/mailing/1/pause/").get_json()["state"] == "paused"
+        assert api.patch("/mailing/1/", {"send_window": {"from": "09:00", "to": "21:00"}}).status_code == 200
+
+    body = retry.result().get_json()
+    assert (body["retried"], body["mailing"]["state"]) == (2, "paused")
+    assert body["mailing"]["send_window"] == {"from": "09:00", "to": "21:00"}
+    assert api_session.scalar(sa.select(Mailing.rescheduled_through)) == 0
+
+
+@pytest.mark.parametrize(("method", "path", "refusal"), [("POST", "cancel/", 409), ("DELETE", "", 404)])
+def test_a_mailing_that_is_ended_while_failed_messages_are_put_back_stays_so(
+    api: Api, api_session: Session, api_engine: sa.Engine, app: Flask, method: str, path: str, refusal: int
+) -> None:
+    _failed(api_session, make_mailing(api_session), "timeout", "timeout")
+
+    with _retrying(app, api_engine) as retry:
+        assert api.call(method, f"/mailing/1/{path}").status_code in (200, 204)
+
+    assert retry.result().status_code == refusal
+    assert set(api_session.scalars(sa.select(Message.status))) == {MessageStatus.FAILED}
+    assert api_session.scalar(sa.select(Mailing.state)) is CANCELLED
+
+
+def test_the_dispatcher_goes_on_while_failed_messages_are_put_back(
+    api: Api, api_session: Session, api_engine: sa.Engine, app: Flask, impatient: Session
+) -> None:
+    _failed(api_session, make_mailing(api_session), "timeout", "timeout")
+    make_client(api_session)
+
+    with _retrying(app, api_engine) as retry:
+        assert audience.materialise_chunk(impatient, 1) is False
+        impatient.commit()
+        api.patch("/mailing/1/", {"send_window": {"from": "09:00", "to": "21:00"}})
+        assert audience.reschedule_chunk(impatient) is True
+        impatient.execute(sa.update(Message).where(Message.status == MessageStatus.PENDING).values(**_SENT))
+        impatient.commit()
+        # Nothing of it is open, as far as anybody else can see: it is about to be.
+        assert audience.complete(impatient) == []
+
+    assert retry.result().get_json()["mailing"]["by_status"]["pending"] == 2
+    impatient.commit()
+    assert audience.complete(impatient) == []
