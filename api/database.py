@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
@@ -64,6 +66,20 @@ def only_reads() -> bool:
 def reading() -> sa.Connection:
     """A connection for a request that only reads; to be closed, which `with` does."""
     return database.engine.connect()
+
+
+@contextlib.contextmanager
+def reading_at_one_instant() -> Iterator[sa.Connection]:
+    """The same for a GET whose numbers have to agree: all its statements see one state of the database."""
+    with reading() as reader:
+        # Set by SQLAlchemy, the isolation level would cost every later request on this connection further round trips.
+        reader.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        try:
+            yield reader
+        except BaseException:
+            reader.invalidate()  # It may be in a transaction, of which the pool knows nothing.
+            raise
+        reader.exec_driver_sql("COMMIT")
 
 
 def session_of_one_statement() -> Session:

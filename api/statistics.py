@@ -9,7 +9,7 @@ from marshmallow import fields
 from marshmallow.validate import OneOf
 
 from api.blueprint import Blueprint
-from api.database import reading
+from api.database import reading_at_one_instant
 from api.fields import Answer, PageQuery, about
 from api.mailings import STATES, ByStatus
 from api.paging import X_PAGINATION, Paged, offset_of, paged
@@ -52,8 +52,11 @@ class OverallStatistics(MethodView):
     @blueprint.arguments(PageQuery, location="query")
     @blueprint.response(200, Overall, headers=X_PAGINATION)
     def get(self, query: dict[str, Any]) -> Paged:
-        """Return every mailing with its message counts by status, and the totals"""
-        with reading() as reader:
+        """Return every mailing with its message counts by status, and the totals
+
+        All numbers are of the same instant: the totals are the sum of the mailings on all pages.
+        """
+        with reading_at_one_instant() as reader:
             found, total = mailings.page(reader, None, offset_of(query), query["page_size"])
             counts = statistics.by_mailing(reader, [mailing.id for mailing in found])
             totals = statistics.totals(reader)

@@ -13,6 +13,7 @@ from werkzeug.test import TestResponse
 
 from api import auth
 from api.app import create_app
+from api.database import database
 from db.models import ApiKey, Scope
 from db.queries import api_keys
 from tests.factories import settings_for
@@ -195,6 +196,42 @@ def test_a_row_that_somebody_holds_too_long_is_told_as_overload(
         answer = impatient.patch("/client/1/", {"tags": ["vip"]})
 
     assert _is_error(answer, 503)
+
+
+def test_numbers_that_cannot_be_read_leave_no_transaction_open(api: Api, api_engine: sa.Engine) -> None:
+    with api_engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE status_count RENAME TO renamed"))
+    try:
+        answer = api.get("/mailing/mailingsStatisticsOverall/")
+    finally:
+        with api_engine.begin() as connection:
+            connection.execute(sa.text("ALTER TABLE renamed RENAME TO status_count"))
+
+    assert _is_error(answer, 500)
+    assert api.post("/client/", {"phone": "+79161234567"}).status_code == 201
+    assert len(api.get("/client/").get_json()) == 1
+    busy = (
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'mailings api' AND state LIKE '%transaction%'"
+    )
+    with api_engine.begin() as connection:
+        assert connection.scalar(sa.text(busy)) == 0
+
+
+def test_a_connection_that_breaks_between_two_numbers_is_told_as_such(
+    api: Api, api_engine: sa.Engine, app: Flask, request: pytest.FixtureRequest
+) -> None:
+    def cut(connection: sa.Connection, _cursor: object, statement: str, *_rest: object) -> None:
+        if "status_count" in statement:
+            driver: Any = connection.connection.driver_connection
+            with api_engine.begin() as other:
+                other.execute(sa.text(f"SELECT pg_terminate_backend({driver.info.backend_pid}, 10000)"))
+
+    with app.app_context():
+        engine = database.engine
+    sa.event.listen(engine, "before_cursor_execute", cut)
+    request.addfinalizer(lambda: sa.event.remove(engine, "before_cursor_execute", cut))
+
+    assert _is_error(api.get("/mailing/mailingsStatisticsOverall/"), 503)
 
 
 def test_a_broken_connection_is_replaced_silently(api: Api, api_engine: sa.Engine) -> None:

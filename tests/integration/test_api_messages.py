@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 
 import pytest
 import sqlalchemy as sa
+from flask import Flask
 from sqlalchemy.orm import Session
 
+from api.database import database
 from db.models import Attempt, MailingState, MessageStatus
 from tests.factories import make_client, make_mailing, make_message
 from tests.integration.conftest import Api
@@ -185,3 +187,26 @@ def test_the_statistics_follow_every_change_whoever_makes_it(
     totals = api.get("/mailing/mailingsStatisticsOverall/").get_json()["totals"]
 
     assert totals["by_status"] == {**NONE, "delivered": 1, "sent": 1}
+
+
+def test_the_totals_are_the_sum_of_the_mailings_also_while_they_grow(
+    api: Api, api_session: Session, app: Flask, request: pytest.FixtureRequest
+) -> None:
+    mailing = make_mailing(api_session)
+    read: list[str] = []
+
+    def send_another(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+        if "status_count" in statement:
+            read.append(statement)
+            make_message(api_session, mailing, make_client(api_session))
+
+    with app.app_context():
+        engine = database.engine
+    sa.event.listen(engine, "after_cursor_execute", send_another)
+    request.addfinalizer(lambda: sa.event.remove(engine, "after_cursor_execute", send_another))
+
+    body = api.get("/mailing/mailingsStatisticsOverall/").get_json()
+
+    assert len(read) == 2
+    assert body["totals"]["by_status"] == body["mailings"][0]["by_status"]
+    assert api.get("/mailing/mailingsStatisticsOverall/").get_json()["totals"]["messages"] == 2
