@@ -322,10 +322,14 @@ def test_deleting_a_client_leaves_the_history(session: Session) -> None:
     assert statuses(session, mailing) == {"sent": 1}
 
 
-def test_the_night_window_is_kept_as_given(session: Session) -> None:
-    make_client(session, timezone="UTC")
+def test_a_window_over_midnight_opens_on_the_clients_own_clock(session: Session) -> None:
+    now = session.scalars(sa.select(sa.func.now())).one().astimezone(UTC)
+    # Where the clock shows ten something: the window is shut, and opens twelve hours after the full hour.
+    ahead = (10 - now.hour + 11) % 24 - 11
+    make_client(session, timezone=f"Etc/GMT{-ahead:+d}")  # POSIX counts the hours westward
     mailing = make_mailing(session, window_from=time(22), window_to=time(2))
+
     materialise(session, mailing)
+
     due = session.scalars(sa.select(Message.next_attempt_at)).one()
-    assert due is not None
-    assert due.hour == 22 or due <= datetime.now(UTC)
+    assert due == now.replace(minute=0, second=0, microsecond=0) + timedelta(hours=12)
