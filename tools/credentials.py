@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 NAMES = ("SECRET_KEY", "API_KEY", "ADMIN_PASSWORD", "GATEWAY_TOKEN")
+# What people need to get in, and how it is shown to them.
+SHOWN = {"API_KEY": "API key:", "ADMIN_PASSWORD": "Admin login: {}"}
 SERVER_PASSWORDS = ("POSTGRES_PASSWORD", "RABBITMQ_PASSWORD")
 # The containers run under several users, and the volume is mounted into none but them.
 SHARED_MODE = 0o444
@@ -44,7 +46,7 @@ def keep(path: Path, value: str, mode: int) -> None:
 
 
 def main() -> int:
-    """Fill the directory and print what was made up; return 2 when a required variable was not given."""
+    """Fill the directory, print what was made up and people need; return 2 when a required variable was not given."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--production", action="store_true", help="there is no simulator: insist on GATEWAY_URL")
@@ -56,10 +58,11 @@ def main() -> int:
     if missing:
         print(f"configuration error: {' and '.join(missing)} must be set; see .env.example", file=sys.stderr)
         return 2
-    is_first_start = not path_of(options.directory, "API_KEY").exists()
+    made_up = [name for name in SHOWN if name not in given and not path_of(options.directory, name).exists()]
     fill(options.directory, given)
-    if is_first_start:
-        print(f"API key: {path_of(options.directory, 'API_KEY').read_text()}  (shown once)")
+    for name in made_up:
+        whose = SHOWN[name].format(given.get("ADMIN_EMAIL", "admin@example.com"))
+        print(f"{whose} {path_of(options.directory, name).read_text()}  (shown once)")
     return 0
 
 

@@ -169,7 +169,7 @@ def test_containers_get_given_secrets_and_addresses_with_the_servers_passwords(t
     second = run_credentials(tmp_path, {})
 
     files = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    assert first.stdout == "API key: given  (shown once)\n"
+    assert first.stdout == f"Admin login: admin@example.com {files['admin_password']}  (shown once)\n"
     assert second.stdout == ""
     assert files["api_key"] == "given"
     assert (
@@ -177,6 +177,13 @@ def test_containers_get_given_secrets_and_addresses_with_the_servers_passwords(t
     )
     assert files["amqp_url"] == f"amqp://mailings:{files['rabbitmq_password']}@rabbitmq:5672/%2F"
     assert len(files) == 8
+
+
+def test_containers_show_once_what_a_newcomer_needs_and_did_not_give(tmp_path: Path) -> None:
+    shown = run_credentials(tmp_path, {"ADMIN_EMAIL": "anna@example.com"}).stdout
+
+    key, password = ((tmp_path / name).read_text() for name in ("api_key", "admin_password"))
+    assert shown == f"API key: {key}  (shown once)\nAdmin login: anna@example.com {password}  (shown once)\n"
 
 
 def test_given_addresses_of_servers_reach_the_containers(tmp_path: Path) -> None:
