@@ -18,8 +18,8 @@ LATE_ROUND = (10, 1.0)  # answers, seconds
 # the second: a few more. Beyond it more calls would only wait longer, and each costs memory (TCP Vegas).
 STEADY = (1.5, 0.02)  # times, plus seconds
 QUEUEING = (2.0, 0.05)
-# Calls that never seem not to queue, for so long, or whose answers take this share of the time-out (half of what is
-# missing to losing them), are put to the test: does this share of them leave answers within so much of before?
+# A limit is put to the test when no round of answers was STEADY for PATIENCE_SECONDS, or they take SLOW_SHARE of the
+# time-out: TRIAL_SHARE of the calls goes on. If answers then take less than HELPED of before, calls were queueing.
 PATIENCE_SECONDS = 120.0
 SLOW_SHARE = 0.25
 TRIAL_SHARE = 0.25
