@@ -56,7 +56,6 @@ RULES = (
     Rule("SQLAlchemy", r"/(sqlalchemy|psycopg2)/"),
     Rule("recording outcomes", r"/sender/(recorder|outcomes)\.py$"),
     Rule("logging", r"/(structlog|logging)/|/common/logs\.py$"),
-    Rule("metrics", r"/prometheus_client/"),
     Rule("Dramatiq, pika", r"/(dramatiq|pika)/|/sender/broker\.py$"),
     Rule("taking batches", r"/sender/actors\.py$|/db/placeholders\.py$"),
     Rule("queries, ours", r"/db/"),

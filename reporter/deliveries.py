@@ -55,7 +55,7 @@ class Reporter:
     def __post_init__(self) -> None:
         # By bare address in small letters, so that a changed name or case does not make somebody new.
         self.recipients = {split_mail_address(text)[1].casefold(): text for text in self.settings.report_recipients}
-        self._letters: dict[tuple[str, str], tuple[datetime, Letter]] = {}
+        self._letters: dict[tuple[str, str], Letter] = {}
 
     def plan(self) -> int:
         """Write down every report that has become due; how many mails are new."""
@@ -154,5 +154,5 @@ class Reporter:
             period = Period.from_key(Kind(claimed.kind), claimed.period, zone)
             with self.sessions.begin() as session:
                 facts = collect(session, period, self.clock())
-            self._letters[key] = (facts.now, compose(facts, language, self.settings.admin_url))
-        return self._letters[key][1]
+            self._letters[key] = compose(facts, language, self.settings.admin_url)
+        return self._letters[key]

@@ -72,8 +72,6 @@ class Servers:
 
     def __init__(self, directory: Path) -> None:
         self.postgresql = PostgreSQL(directory, without_disks=True)
-        # A killed server must know of everything that it had confirmed: what is in the kernel's hands survives kill -9.
-        self.postgresql.settings["synchronous_commit"] = "on"
         self.rabbitmq = RabbitMQ(directory)
 
     def __enter__(self) -> Self:
@@ -185,9 +183,7 @@ class System:
         self.database = f"system_{uuid.uuid4().hex[:12]}"
         postgresql = self.servers.postgresql
         postgresql.execute(f"CREATE DATABASE {self.database} TEMPLATE {Servers.TEMPLATE}")
-        self.engine = sa.create_engine(
-            postgresql.url(self.database).replace("postgresql://", "postgresql+psycopg2://"), poolclass=sa.NullPool
-        )
+        self.engine = sa.create_engine(postgresql.url(self.database), poolclass=sa.NullPool)
         with self.session() as session:
             api_keys.create(session, "test", Scope.FULL, API_KEY)
         self.simulator = self._stack.enter_context(Simulator.start(*self._faults, token=GATEWAY_TOKEN, seed=1))

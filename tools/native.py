@@ -181,8 +181,7 @@ def print_access(local: Local) -> None:
         print(f"  {note}")
     print(f"  API            {access['api']}/api/v1/   (for programs, with the key below)")
     print(f"  Documentation  {access['api']}/docs/")
-    if "admin" in access:
-        print(f"  Admin          {access['admin']}/   {access['admin_email']}   {access['admin_password']}")
+    print(f"  Admin          {access['admin']}/   {access['admin_email']}   {access['admin_password']}")
     if "gateway" in access:
         print(f"  Gateway        {access['gateway']}/   (a simulator: shows what it received)")
     if "mail" in access:

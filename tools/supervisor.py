@@ -200,16 +200,15 @@ class Supervisor:
         self.env["ADMIN_PORT"] = self._port("ADMIN_PORT", 8001, "the admin pages")
         if not is_set("EMAIL_HOST", self.env):
             self._catch_mail()
-        if has_program("admin") and not is_set("ADMIN_URL", self.env):
+        if not is_set("ADMIN_URL", self.env):
             self.env["ADMIN_URL"] = f"http://127.0.0.1:{self.env['ADMIN_PORT']}"
         os.environ.update(self.env)
         settings = load().require("secret_key", "gateway_url", "gateway_token")
         self.access["api"] = f"http://127.0.0.1:{settings.api_port}"
         self.access["api_key"] = str(settings.api_key)
-        if has_program("admin"):
-            self.access["admin"] = f"http://127.0.0.1:{settings.admin_port}"
-            self.access["admin_email"] = str(settings.admin_email)
-            self.access["admin_password"] = str(settings.admin_password)
+        self.access["admin"] = f"http://127.0.0.1:{settings.admin_port}"
+        self.access["admin_email"] = str(settings.admin_email)
+        self.access["admin_password"] = str(settings.admin_password)
 
     def _catch_mail(self) -> None:
         self.env["EMAIL_HOST"], self.env["EMAIL_PORT"] = "127.0.0.1", str(self.local.remembered_port("mail"))
@@ -251,10 +250,7 @@ class Supervisor:
             Watched(self._process("dispatcher", "sender", "dispatcher"), partial(self._beats, "dispatcher"))
         )
         services.append(Watched(self._process("worker", "sender", "worker"), partial(self._beats, "sender")))
-        if "admin" in self.access:
-            services.append(
-                Watched(self._process("admin", "admin"), partial(answers, f"{self.access['admin']}/readyz"))
-            )
+        services.append(Watched(self._process("admin", "admin"), partial(answers, f"{self.access['admin']}/readyz")))
         if "mail" in self.access:
             options = ["--port", self.env["EMAIL_PORT"], "--directory", str(self.local.mail)]
             mailbox = self._process("mailbox", "tools.mailbox", *options)
@@ -286,11 +282,6 @@ class Supervisor:
         if not watched.is_healthy():
             what = "is not healthy" if child.pid else "has ended"
             raise StartError(f"{child.name} {what}; the end of {child.log}:{tail(child.log)}")
-
-
-def has_program(package: str) -> bool:
-    """Return True if this part of the system exists."""
-    return (ROOT / package / "__main__.py").exists()
 
 
 def answers(address: str) -> bool:
