@@ -26,7 +26,7 @@ log = structlog.get_logger()
 BIGINT_MAX = 2**63 - 1
 FORM_BYTES = 1024 * 1024
 STATIC_SECONDS = 3600
-# Browsers call at the same address for what we never had; that is no news.
+# What of a caller's own request id we repeat into logs and headers.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 
 

@@ -161,7 +161,7 @@ class Mailing(Base):
         sa.CheckConstraint("(window_from IS NULL) = (window_to IS NULL)", name="window_whole"),
         sa.CheckConstraint("window_from <> window_to", name="window_open"),
         sa.CheckConstraint("(finished_at IS NOT NULL) = (state IN ('completed', 'cancelled'))", name="finished"),
-        # Read by the dispatcher every round: `queries.mailings.active`, `due_to_start`.
+        # Read by the dispatcher every round: `queries.audience`, `start_due`, `running` and others.
         sa.Index(
             "ix_mailing_active",
             "state",
@@ -303,7 +303,7 @@ class Role(StrEnum):
 
     VIEWER = "viewer"  # looks
     OPERATOR = "operator"  # creates and controls mailings, edits and imports clients
-    ADMIN = "admin"  # users, API keys, settings
+    ADMIN = "admin"  # users, API keys, the audit log, the system page
 
 
 class UserAccount(Base):
@@ -469,7 +469,7 @@ class RejectedRow(Base):
 
 
 class Process(Base):
-    """The heartbeat of a sender or dispatcher process, and how many batches it can work on at once."""
+    """The heartbeat of a sender, dispatcher or reporter, and how many batches it can work on at once (a sender)."""
 
     __tablename__ = "process"
 

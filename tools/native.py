@@ -14,7 +14,7 @@ from tools.local import ROOT, Local, Lock, read_json
 from tools.processes import end, look_up, tail, wait_until
 
 START_SECONDS = 1200.0  # migrations of a large database included
-STOP_SECONDS = 300.0  # seven processes, each with its own grace period
+STOP_SECONDS = 300.0  # nine servers and services, one after the other, each with its own grace period
 
 
 def up(local: Local) -> int:

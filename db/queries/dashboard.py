@@ -146,7 +146,7 @@ def answers(session: Session, since: datetime) -> Answers:
 
 
 def heartbeats(session: Session) -> list[Heartbeat]:
-    """Every dispatcher and sender that was heard of within the last hour."""
+    """Every dispatcher, sender and reporter that was heard of within the last hour."""
     silent = sa.extract("epoch", sa.func.now() - Process.heartbeat_at)
     leader = sa.exists().where(Leader.holder == Process.id, Leader.lease_until > sa.func.now())
     rows = session.execute(

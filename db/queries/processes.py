@@ -1,4 +1,4 @@
-"""Heartbeats of senders and dispatchers, and the lease that makes one dispatcher the active one."""
+"""Heartbeats of senders, dispatchers and reporters, and the lease that makes one dispatcher the active one."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ def stop(system: System, times: int) -> float:
         for member in members if times > 1 else members[:1]:
             member.send(signal.SIGTERM)
         time.sleep(0.3 * (times - 1))
-    assert wait_until(lambda: sender.pid is None, 28)  # Docker Compose would kill it after 35 seconds.
+    assert wait_until(lambda: sender.pid is None, 28)  # Docker Compose would kill it after 40 seconds.
     assert sender.exit_code == 0
     assert system.logged("child_killed") == 0
     return time.monotonic() - began
