@@ -65,6 +65,7 @@ OUTCOMES = {
     "failed": _("Failed"),
     "blocked": _("Our token was refused"),
     "deferred": _("Told to wait"),
+    "lost": _("Outcome unknown, tried again later"),
     "receipt": _("Receipt from the gateway"),
 }
 REPORTS = {
@@ -123,6 +124,7 @@ _REASONS = {
     "cancelled": _("The mailing was cancelled"),
     "client_deleted": _("The client was deleted"),
     "opted_out": _("The client has opted out"),
+    "worker_lost": _("The sending process was lost before it noted the answer"),
 }
 _STATUS_REASON = re.compile(r"(http|code)_([0-9]+)\Z")
 
@@ -159,6 +161,9 @@ _COLUMNS = {
     "timezone": _("time zone"),
     "attributes": _("attributes"),
     "opted_out_at": _("opted out"),
+    "opted_out": _("opted out"),
+    "phone_prefix": _("beginning of the number"),
+    "tag": _("tag"),
     "email": _("e-mail"),
     "role": _("role"),
     "disabled": _("locked out"),
@@ -166,6 +171,8 @@ _COLUMNS = {
     "rows": _("rows"),
     "columns": _("columns"),
     "client_id": _("client"),
+    "retried": _("put back"),
+    "reasons": _("reasons"),
 }
 # What the values of some columns are called.
 _WORDS: Mapping[str, Mapping[Any, LazyString]] = {"state": STATES, "role": ROLES, "scope": SCOPES}

@@ -69,6 +69,8 @@ TEXTS = {
     "more_mailings": ("{count} more are in the attached table.", "Ещё {count} — в приложенной таблице."),
     "reasons": ("Why messages failed", "Причины ошибок"),
     "reason_http": ("the gateway answered {code}", "шлюз ответил {code}"),
+    "reason_code": ("the gateway refused it with code {code}", "шлюз отказал с кодом {code}"),
+    "reason_placeholder": ("the client has no “{name}”", "у клиента нет «{name}»"),
     "reason_unknown": ("no reason given", "причина не указана"),
     "waiting": ("Still waiting", "Ждут отправки"),
     "waiting_line": ("{count} waiting, until {until}", "ждут {count}, до {until}"),
@@ -107,11 +109,21 @@ REASONS = {
     "connection_closed": ("connection closed without an answer", "соединение закрыто без ответа"),
     "dns": ("the gateway's name was not found", "имя шлюза не найдено"),
     "tls": ("no secure connection", "нет защищённого соединения"),
+    "truncated": ("the answer was cut short", "ответ оборвался"),
+    "body_too_large": ("the answer was too large", "ответ слишком велик"),
+    "not_http": ("the answer was not HTTP", "ответ не HTTP"),
+    "transport": ("the connection failed", "ошибка соединения"),
+    "redirect": ("the gateway answered with a redirect", "шлюз ответил перенаправлением"),
+    "not_json": ("the answer could not be read", "ответ не читается"),
+    "empty_body": ("the answer was empty", "ответ пуст"),
+    "wrong_shape": ("the answer could not be understood", "ответ непонятен"),
+    "wrong_code": ("the answer had an unknown code", "в ответе неизвестный код"),
+    "text_too_long": ("filled in, the text is too long", "после подстановки текст слишком длинный"),
     "receipt": ("not delivered, says the receipt", "не доставлено, по отчёту о доставке"),
-    "ended": ("the mailing ended", "рассылка завершилась"),
 }
 
-_HTTP_REASON = re.compile(r"http_([0-9]{3})")
+_NUMBERED_REASON = re.compile(r"(http|code)_([0-9]{3})")
+_PLACEHOLDER_REASON = "missing_placeholder:"
 
 
 class Words:
@@ -178,6 +190,8 @@ class Words:
         """What a stored reason means, as far as that can be said; the gateway's own words as they are."""
         if not reason:
             return self("reason_unknown")
-        if answer := _HTTP_REASON.fullmatch(reason):
-            return f"{self('reason_http', code=answer[1])} ({reason})"
+        if reason.startswith(_PLACEHOLDER_REASON):
+            return self("reason_placeholder", name=reason.removeprefix(_PLACEHOLDER_REASON))
+        if answer := _NUMBERED_REASON.fullmatch(reason):
+            return f"{self(f'reason_{answer[1]}', code=answer[2])} ({reason})"
         return f"{REASONS[reason][self._number]} ({reason})" if reason in REASONS else reason
