@@ -98,9 +98,8 @@ def read(sent: MultiDict[str, str], kept: Mailing | None = None) -> Form:
             "phone",
         )
     }
-    # Browsers send line ends as in DOS; a phone would count two characters.
-    fields["text"] = sent.get("text", "").replace("\r\n", "\n")
-    fields["tags"] = sent.getlist("tags")[: rules.TAGS]
+    fields["text"] = _with_unix_lines(sent.get("text", ""))
+    fields["tags"] = [_with_unix_lines(tag) for tag in sent.getlist("tags")]
     fields["when"] = sent.get("when") if sent.get("when") in (NOW, LATER, DRAFT) else NOW
     fields["window"] = sent.get("window") == "on"
     form = Form(fields)
@@ -109,6 +108,11 @@ def read(sent: MultiDict[str, str], kept: Mailing | None = None) -> Form:
     _read_window(form)
     _read_times(form, kept)
     return form
+
+
+def _with_unix_lines(text: str) -> str:
+    # Browsers send line ends as in DOS; a phone would count two characters.
+    return text.replace("\r\n", "\n")
 
 
 def _read_texts(form: Form) -> None:

@@ -25,6 +25,7 @@ from db.refusals import RefusedError
 LIVE_PATIENCE_SECONDS = 0.2
 LAST_LOOK_PATIENCE_SECONDS = 5.0
 READINGS_SHOWN = 5
+TAGS_OFFERED = 40
 _ONCE = re.compile(r"[0-9a-f]{32}")
 
 
@@ -63,7 +64,9 @@ class MailingForm(Page):
 
     def _page(self, form: Form, status: int = 200, *, show_errors: bool = True, mailing: Mailing | None = None) -> Any:
         codes, tags = previews.common_marks(session())
-        others = [tag for tag in form.fields["tags"] if tag not in tags]
+        offered = tags[:TAGS_OFFERED]
+        # A chosen tag that is not on the page would not come back: nothing cuts these off.
+        rare = [tag for tag in form.fields["tags"] if tag not in offered]
         return (
             self.render(
                 "mailing_form.html",
@@ -71,7 +74,7 @@ class MailingForm(Page):
                 errors=form.errors if show_errors else {},
                 mailing=mailing,
                 codes=codes,
-                tags=[*others, *tags],
+                tags=[*rare, *offered],
                 preview=_preview_part(form),
                 limits=rules,
             ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -74,7 +74,7 @@ def token_of(client: FlaskClient) -> str:
     return found[1]
 
 
-def send(client: FlaskClient, path: str, **form: str) -> TestResponse:
+def send(client: FlaskClient, path: str, **form: Sequence[str]) -> TestResponse:
     return client.post(path, data={"csrf_token": token_of(client), **form})
 
 

@@ -1,4 +1,4 @@
-"""Sending a mailing from its form: once, whatever people do with the button and with the page behind it."""
+"""The form of a mailing: sent once, whatever people do with the button, and saved as the page shows it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from flask.testing import FlaskClient
 from sqlalchemy.orm import Session
 
 from admin.app import create_app
-from db.models import Mailing, Role
+from db.models import Mailing, MailingState, Role
 from db.queries import users
-from tests.factories import settings_for
+from tests.factories import make_client, make_mailing, settings_for
+from tests.forms import Fields, form_with
 from tests.integration.test_admin_access import PASSWORD, send
 
 EMAIL = "operator@example.com"
@@ -35,6 +36,11 @@ def last_look(browser: FlaskClient) -> dict[str, str]:
     assert "Is everything right?" in page
     found = re.search(r'name="once" value="([0-9a-f]+)"', page)
     return {**FORM, "step": "confirm", "once": found[1] if found else ""}
+
+
+def fields_of(browser: FlaskClient, address: str) -> Fields:
+    """What a browser would send if the form at this address were left as it is."""
+    return form_with("name", browser.get(address).get_data(as_text=True))
 
 
 def count(session: Session) -> int:
@@ -79,4 +85,34 @@ def test_a_text_that_nobody_could_get_is_refused(browser: FlaskClient, session: 
 
     assert answer.status_code == 422
     assert "The name in a placeholder may have at most 64 characters" in answer.get_data(as_text=True)
+    assert count(session) == 0
+
+
+@pytest.mark.parametrize("chosen", [["rare"], [f"rare {number:03}" for number in range(60)]], ids=["one", "sixty"])
+def test_an_edited_or_copied_mailing_keeps_the_tags_that_are_rare(
+    browser: FlaskClient, session: Session, chosen: list[str]
+) -> None:
+    # More than the form offers, and all of them more common than the one that both have.
+    for marks in (*([f"common {number:03}" for number in range(45)],) * 2, chosen[:1]):
+        make_client(session, tags=marks)
+    mailing = make_mailing(session, state=MailingState.DRAFT, tags=chosen)
+    edited = fields_of(browser, f"/mailings/new/{mailing.id}/")
+    copied = fields_of(browser, f"/mailings/new/?copy={mailing.id}")
+
+    answer = send(browser, f"/mailings/new/{mailing.id}/", **{**edited, "name": "Another name", "step": "save"})
+    send(browser, "/mailings/new/", **{**copied, "name": "A copy", "when": "draft", "step": "review"})
+
+    assert answer.status_code == 303
+    session.rollback()
+    found = session.scalars(sa.select(Mailing))
+    assert {each.name: sorted(each.tags) for each in found} == {"Another name": chosen, "A copy": chosen}
+
+
+def test_more_tags_than_a_filter_may_have_are_refused(browser: FlaskClient, session: Session) -> None:
+    form = {**FORM, "tags": [f"tag {number}" for number in range(101)], "step": "review"}
+
+    answer = send(browser, "/mailings/new/", **form)
+
+    assert answer.status_code == 422
+    assert "At most 100, please." in answer.get_data(as_text=True)
     assert count(session) == 0
