@@ -101,25 +101,25 @@ class MailingForm(Page):
         once = uuid.uuid4().hex
         return self.render("last_look.html", form=form.fields, values=form.values, preview=found, now=now, once=once)
 
-    def _test(self, form: Form, now: datetime) -> Any:
+    def _test(self, form: Form, now: datetime, mailing: Mailing | None = None) -> Any:
         """Send the text, filled in for the first of the recipients, to one number."""
         if "text" in form.errors:
-            return self._page(Form(form.fields, {"text": form.errors["text"]}, form.values), 422)
+            return self._page(Form(form.fields, {"text": form.errors["text"]}, form.values), 422, mailing=mailing)
         text = form.values["text"]
         for client in previews.sample(session(), form.operator_codes, form.tags, 1):
             text = previews.read(text, client).text or text
         name = gettext("Test: %(name)s", name=form.fields["name"] or gettext("no name"))[: rules.NAME_LENGTH]
         zone = current_app.config["DEFAULT_TIMEZONE"]
         try:
-            mailing = test_sends.create(session(), name, text, form.fields["phone"], zone, now)
+            test = test_sends.create(session(), name, text, form.fields["phone"], zone, now)
         except RefusedError as error:
             session.rollback()
             errors = {mailing_values.field_of(error.field): explain(error)}
-            return self._page(Form(form.fields, errors, form.values), 422)
+            return self._page(Form(form.fields, errors, form.values), 422, mailing=mailing)
         session.commit()
         form.errors.clear()
-        form.fields["test_id"] = mailing.id
-        return self._page(form)
+        form.fields["test_id"] = test.id
+        return self._page(form, mailing=mailing)
 
     @expose("/<id:mailing_id>/", methods=("GET", "POST"))
     @requires(Role.OPERATOR)
@@ -131,7 +131,7 @@ class MailingForm(Page):
             return self._page(mailing_values.of_mailing(mailing, now), mailing=mailing)
         form = mailing_values.read(_with_fixed_fields(mailing), mailing)
         if request.form.get("step") == "test":
-            return self._test(form, now)
+            return self._test(form, now, mailing)
         if not form.errors:
             values = {name: value for name, value in form.values.items() if name != "state"}
             try:

@@ -116,3 +116,17 @@ def test_more_tags_than_a_filter_may_have_are_refused(browser: FlaskClient, sess
     assert answer.status_code == 422
     assert "At most 100, please." in answer.get_data(as_text=True)
     assert count(session) == 0
+
+
+def test_a_test_from_the_page_of_a_mailing_leads_back_to_that_page(browser: FlaskClient, session: Session) -> None:
+    mailing = make_mailing(session, state=MailingState.DRAFT)
+    address = f"/mailings/new/{mailing.id}/"
+    form = {**fields_of(browser, address), "step": "test"}
+
+    for phone, status in (("+79161234567", 200), ("none", 422)):
+        page = send(browser, address, **{**form, "phone": phone})
+        assert page.status_code == status
+        assert "<h1>Edit mailing</h1>" in page.get_data(as_text=True)
+
+    page = send(browser, address, **{**form, "text": ""})
+    assert "<h1>Edit mailing</h1>" in page.get_data(as_text=True)
