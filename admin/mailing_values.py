@@ -12,9 +12,11 @@ from werkzeug.datastructures import MultiDict
 
 from admin.locale import input_value, local, zone
 from admin.texts import gettext
+from admin.versions import version_of
 from db import rules
 from db.models import Mailing, MailingState
 
+COLUMNS = ("name", "text", "operator_codes", "tags", "starts_at", "ends_at", "window_from", "window_to")
 NOW, LATER, DRAFT = "now", "later", "draft"
 _CLOCK = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]\Z")
 _LOCAL = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}(:[0-9]{2})?\Z")
@@ -57,6 +59,7 @@ def blank(now: datetime) -> Form:
             "window_from": "09:00",
             "window_to": "21:00",
             "phone": "",
+            "version": "",
         }
     )
 
@@ -78,13 +81,30 @@ def of_mailing(mailing: Mailing, now: datetime, *, is_copy: bool = False) -> For
             "when": DRAFT if mailing.state is MailingState.DRAFT else LATER,
             "starts_at": input_value(mailing.starts_at),
             "ends_at": input_value(mailing.ends_at),
+            "version": version_of(mailing, COLUMNS),
         }
     form.values |= {"operator_codes": mailing.operator_codes, "tags": mailing.tags}
     return form
 
 
+def with_absent(sent: MultiDict[str, str], mailing: Mailing, now: datetime) -> MultiDict[str, str]:
+    """What was sent of this mailing's form. Browsers leave out what cannot be changed any more: it is as it is."""
+    kept = of_mailing(mailing, now).fields
+    whole = sent.copy()
+    for name in ("text", "operator_codes", "starts_at", "ends_at"):
+        whole.setdefault(name, kept[name])
+    # Boxes that are not checked are left out as well: the field beside them tells.
+    if "other_tags" not in sent:
+        whole.setlist("tags", kept["tags"])
+    if "window_from" not in sent:
+        whole.update({name: kept[name] for name in ("window_from", "window_to")})
+        whole["window"] = "on" if kept["window"] else ""
+    whole["when"] = LATER
+    return whole
+
+
 def read(sent: MultiDict[str, str], kept: Mailing | None = None) -> Form:
-    """Read a form; `kept` is the mailing being edited, whose times stay to the second unless they were changed."""
+    """Read a form; `kept` is the mailing being edited, whose text and times stay exactly unless they were changed."""
     fields: dict[str, Any] = {
         name: sent.get(name, "").strip()
         for name in (
@@ -96,6 +116,7 @@ def read(sent: MultiDict[str, str], kept: Mailing | None = None) -> Form:
             "window_from",
             "window_to",
             "phone",
+            "version",
         )
     }
     fields["text"] = _with_unix_lines(sent.get("text", ""))
@@ -103,7 +124,7 @@ def read(sent: MultiDict[str, str], kept: Mailing | None = None) -> Form:
     fields["when"] = sent.get("when") if sent.get("when") in (NOW, LATER, DRAFT) else NOW
     fields["window"] = sent.get("window") == "on"
     form = Form(fields)
-    _read_texts(form)
+    _read_texts(form, kept)
     _read_filter(form)
     _read_window(form)
     _read_times(form, kept)
@@ -112,10 +133,10 @@ def read(sent: MultiDict[str, str], kept: Mailing | None = None) -> Form:
 
 def _with_unix_lines(text: str) -> str:
     # Browsers send line ends as in DOS; a phone would count two characters.
-    return text.replace("\r\n", "\n")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _read_texts(form: Form) -> None:
+def _read_texts(form: Form, kept: Mailing | None) -> None:
     for name, longest in (("name", rules.NAME_LENGTH), ("text", rules.TEXT_LENGTH)):
         text = form.fields[name]
         if not text.strip():
@@ -124,6 +145,8 @@ def _read_texts(form: Form) -> None:
             form.errors[name] = gettext("At most %(most)s characters, please.", most=longest)
         else:
             form.values[name] = text
+    if kept is not None and form.values.get("text") == _with_unix_lines(kept.text):
+        form.values["text"] = kept.text
 
 
 def _read_filter(form: Form) -> None:

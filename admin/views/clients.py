@@ -17,6 +17,7 @@ from admin.locale import zone_name
 from admin.refusals import explain, translate
 from admin.texts import gettext
 from admin.texts import lazy_gettext as _
+from admin.versions import refuse_stale, version_of
 from admin.views.base import (
     EXPORTED_AT_ONCE,
     PAGE_SIZE,
@@ -36,6 +37,8 @@ from db.queries import audit, clients, directory, messages, previews
 from db.refusals import RefusedError
 
 MESSAGES_SHOWN = 20
+# What the form shows of a client.
+COLUMNS = ("phone", "operator_code", "tags", "timezone", "attributes")
 
 
 class Clients(Page):
@@ -97,6 +100,7 @@ class Clients(Page):
         fields, values, errors = _read()
         if not errors:
             try:
+                refuse_stale(clients.lock(session(), client_id), COLUMNS, values)
                 clients.edit(session(), client_id, values, datetime.now(UTC))
             except RefusedError as error:
                 session.rollback()
@@ -146,15 +150,10 @@ class Clients(Page):
     def _form(
         self, client: clients.ClientRow | None, fields: dict[str, str], errors: dict[str, str] | None = None
     ) -> Any:
-        page = self.render(
-            "client_form.html",
-            client=client,
-            fields=fields,
-            errors=errors or {},
-            zones=sorted(rules.timezones()),
-            limits=rules,
-        )
-        return page, 422 if errors else 200
+        errors = errors or {}
+        zones = sorted(rules.timezones())
+        page = self.render("client_form.html", client=client, fields=fields, errors=errors, zones=zones)
+        return page, 409 if "version" in errors else 422 if errors else 200
 
 
 def _page(wanted: directory.Filter) -> Keyset:
@@ -180,7 +179,7 @@ def _filter(typed: str) -> directory.Filter:
 
 def _blank() -> dict[str, str]:
     zone = current_app.config["DEFAULT_TIMEZONE"] or zone_name()
-    return {"phone": "", "operator_code": "", "tags": "", "timezone": zone, "attributes": ""}
+    return {"phone": "", "operator_code": "", "tags": "", "timezone": zone, "attributes": "", "version": ""}
 
 
 def _fields_of(client: clients.ClientRow) -> dict[str, str]:
@@ -190,6 +189,7 @@ def _fields_of(client: clients.ClientRow) -> dict[str, str]:
         "tags": ", ".join(client.tags),
         "timezone": client.timezone,
         "attributes": "\n".join(f"{name} = {_plain(value)}" for name, value in client.attributes.items()),
+        "version": version_of(client, COLUMNS),
     }
 
 
@@ -199,7 +199,9 @@ def _plain(value: Any) -> str:
 
 def _read() -> tuple[dict[str, str], dict[str, Any], dict[str, str]]:
     """The fields as typed, the columns, and what is wrong."""
-    fields = {name: request.form.get(name, "").strip() for name in ("phone", "operator_code", "tags", "timezone")}
+    fields = {
+        name: request.form.get(name, "").strip() for name in ("phone", "operator_code", "tags", "timezone", "version")
+    }
     fields["attributes"] = request.form.get("attributes", "").replace("\r\n", "\n")
     values: dict[str, Any] = {}
     errors: dict[str, str] = {}

@@ -15,11 +15,12 @@ from admin.database import session
 from admin.mailing_values import Form
 from admin.refusals import explain
 from admin.texts import gettext
+from admin.versions import refuse_stale
 from admin.views.base import Page, argument_id, expose, go, notify, part
 from db import rules
-from db.models import Mailing, MailingState, Role
+from db.models import Mailing, Role
 from db.queries import mailings, previews, test_sends
-from db.refusals import RefusedError
+from db.refusals import ConflictError, RefusedError
 
 # While somebody types, an estimate in time is better than an exact number too late.
 LIVE_PATIENCE_SECONDS = 0.2
@@ -72,6 +73,7 @@ class MailingForm(Page):
                 "mailing_form.html",
                 form=form.fields,
                 errors=form.errors if show_errors else {},
+                refused=status == 409,
                 mailing=mailing,
                 codes=codes,
                 tags=[*rare, *offered],
@@ -129,44 +131,28 @@ class MailingForm(Page):
         now = datetime.now(UTC)
         if request.method == "GET" or mailing.is_test:
             return self._page(mailing_values.of_mailing(mailing, now), mailing=mailing)
-        form = mailing_values.read(_with_fixed_fields(mailing), mailing)
+        form = mailing_values.read(mailing_values.with_absent(request.form, mailing, now), mailing)
         if request.form.get("step") == "test":
             return self._test(form, now, mailing)
-        if not form.errors:
-            values = {name: value for name, value in form.values.items() if name != "state"}
-            try:
-                mailings.edit(session(), mailing_id, values, now)
-            except RefusedError as error:
-                session.rollback()
-                form.errors[mailing_values.field_of(error.field)] = explain(error)
-            else:
-                session.commit()
-                notify(gettext("Your changes are saved."))
-                return go("mailing.show", mailing_id=mailing_id)
-        return self._page(form, 422, mailing=mailing)
+        if form.errors:
+            return self._page(form, 422, mailing=mailing)
+        values = {name: value for name, value in form.values.items() if name != "state"}
+        try:
+            refuse_stale(mailings.lock(session(), mailing_id), mailing_values.COLUMNS, values)
+            mailings.edit(session(), mailing_id, values, now)
+        except RefusedError as error:
+            session.rollback()
+            form.errors[mailing_values.field_of(error.field)] = explain(error)
+            return self._page(form, 409 if isinstance(error, ConflictError) else 422, mailing=mailing)
+        session.commit()
+        notify(gettext("Your changes are saved."))
+        return go("mailing.show", mailing_id=mailing_id)
 
 
 def _key_of_last_look(step: str) -> str | None:
     """The same for every click on one page's button: a second one, or one after going back, must not send again."""
     once = request.form.get("once", "")
     return f"last look {once}" if step == "confirm" and _ONCE.fullmatch(once) else None
-
-
-def _with_fixed_fields(mailing: Mailing) -> Any:
-    """The form as sent; fields that cannot be changed any more are not sent by browsers, and are as they are."""
-    sent = request.form.copy()
-    kept = mailing_values.of_mailing(mailing, datetime.now(UTC)).fields
-    if mailing.started_at is not None or mailing.state in (MailingState.COMPLETED, MailingState.CANCELLED):
-        for name in ("text", "operator_codes", "starts_at"):
-            sent[name] = kept[name]
-        sent.setlist("tags", kept["tags"])
-        sent["other_tags"] = ""
-        sent["when"] = mailing_values.LATER
-    if mailing.state in (MailingState.COMPLETED, MailingState.CANCELLED):
-        sent["ends_at"] = kept["ends_at"]
-        sent["window"] = "on" if kept["window"] else ""
-        sent["window_from"], sent["window_to"] = kept["window_from"], kept["window_to"]
-    return sent
 
 
 def _preview_part(form: Form) -> str:

@@ -49,6 +49,14 @@ def get(reader: Reader, client_id: int) -> ClientRow:
     return client
 
 
+def lock(session: Session, client_id: int) -> Client:
+    """The same, as it is now and stays until the transaction ends; raise MissingError."""
+    client = session.get(Client, client_id, with_for_update=True, populate_existing=True)
+    if client is None:
+        raise MissingError("no such client")
+    return client
+
+
 def page(
     reader: Reader, phone: str | None, operator_code: str | None, tag: str | None, offset: int, limit: int
 ) -> tuple[Sequence[ClientRow], int]:
@@ -69,9 +77,7 @@ def page(
 
 def edit(session: Session, client_id: int, changes: Mapping[str, Any], now: datetime) -> Client:
     """Change these columns; raise MissingError, ConflictError (phone taken) or InvalidError (no operator code)."""
-    client = session.get(Client, client_id, with_for_update=True)
-    if client is None:
-        raise MissingError("no such client")
+    client = lock(session, client_id)
     opts_out = client.opted_out_at is None and changes.get("opted_out_at") is not None
     changes = _with_operator_code(client, changes)
     was, will_be = audit.changes(client, changes)

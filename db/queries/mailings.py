@@ -91,8 +91,24 @@ def get(session: Session, mailing_id: int) -> Mailing:
     return mailing
 
 
+def lock(session: Session, mailing_id: int, *, against_completion: bool = False) -> Mailing:
+    """The same, as it is and stays until the transaction ends; raise MissingError.
+
+    `against_completion`: it may be changed meanwhile, but not completed.
+    """
+    # FOR KEY SHARE keeps out nobody but FOR UPDATE: `audience.complete`, and the removal of a deleted mailing.
+    locked = _GET.with_for_update(read=against_completion, key_share=True)
+    # What the session has read before may be out of date by the time the lock is had.
+    mailing: Mailing | None = session.scalar(
+        locked.execution_options(populate_existing=True), {"mailing_id": mailing_id}
+    )
+    if mailing is None:
+        raise MissingError("no such mailing")
+    return mailing
+
+
 def get_row(reader: Reader, mailing_id: int) -> MailingRow:
-    """The same for those who change nothing, as a row."""
+    """The same as `get` for those who change nothing, as a row."""
     row = reader.execute(_GET_ROW, {"mailing_id": mailing_id}).one_or_none()
     if row is None:
         raise MissingError("no such mailing")
@@ -149,7 +165,7 @@ def names(session: Session, mailing_ids: Iterable[int]) -> dict[int, str]:
 
 def edit(session: Session, mailing_id: int, changes: Mapping[str, Any], now: datetime) -> Mailing:
     """Change these columns; raise MissingError, ConflictError (too late for it) or InvalidError."""
-    mailing = _locked(session, mailing_id)
+    mailing = lock(session, mailing_id)
     changed = {name: value for name, value in changes.items() if getattr(mailing, name) != value}
     if not changed:
         return mailing
@@ -231,7 +247,7 @@ def retry_failed(
     Clients who are gone or opted out stay failed. Raise MissingError, or ConflictError when the mailing has ended, also
     when that is meanwhile: the transaction is then to be rolled back.
     """
-    mailing = _locked(session, mailing_id, against_completion=True)
+    mailing = lock(session, mailing_id, against_completion=True)
     _check_retriable(mailing, now)
     # A million messages take longer than any other request may; meanwhile people can hold or end the mailing.
     session.execute(sa.text("SET LOCAL statement_timeout = '300s'"))
@@ -247,7 +263,7 @@ def retry_failed(
         .execution_options(synchronize_session=False)
     ).rowcount
     if retried:
-        mailing = _locked(session, mailing_id)
+        mailing = lock(session, mailing_id)
         _check_retriable(mailing, now)
         details = {"retried": retried, **({"reasons": list(reasons)} if reasons else {})}
         audit.record(session, "mailing.retry_failed", _subject(mailing_id), after=details)
@@ -270,20 +286,6 @@ def _check_retriable(mailing: Mailing, now: datetime) -> None:
 
 def _subject(mailing_id: int) -> str:
     return f"mailing:{mailing_id}"
-
-
-def _locked(session: Session, mailing_id: int, *, against_completion: bool = False) -> Mailing:
-    """The mailing as it is, which nobody changes until the commit; `against_completion`: which is not completed."""
-    # FOR KEY SHARE keeps out nobody but FOR UPDATE: `audience.complete`, and the removal of a deleted mailing.
-    mailing = session.scalar(
-        sa.select(Mailing)
-        .where(Mailing.id == mailing_id, Mailing.deleted_at.is_(None))
-        .with_for_update(read=against_completion, key_share=True)
-        .execution_options(populate_existing=True)
-    )
-    if mailing is None:
-        raise MissingError("no such mailing")
-    return mailing
 
 
 def _check_editable(mailing: Mailing, changed: Mapping[str, Any]) -> None:

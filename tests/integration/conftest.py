@@ -1,4 +1,4 @@
-"""The API in this process, on one database that is emptied before every test."""
+"""The API in this process, on one database that is emptied before every test; an operator's admin pages."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from flask.testing import FlaskClient
 from sqlalchemy.orm import Session
 from werkzeug.test import TestResponse
 
+from admin.app import create_app as create_admin
 from api.app import create_app
 from db.engine import make_engine
-from db.models import Scope
-from db.queries import api_keys
+from db.models import Role, Scope
+from db.queries import api_keys, users
 from tests.conftest import empty
 from tests.factories import settings_for
+from tests.integration.test_admin_access import PASSWORD, send
 
 FULL_KEY = "test-full-key"
 RECEIPTS_KEY = "test-receipts-key"
@@ -108,3 +110,14 @@ def api_session(api_engine: sa.Engine) -> Iterator[Session]:
 def api(app: Flask, api_session: Session) -> Api:  # noqa: ARG001  # It empties the database.
     """The API, called with a key that may do everything."""
     return Api(app.test_client(), FULL_KEY)
+
+
+@pytest.fixture
+def browser(database_url: str, session: Session) -> FlaskClient:
+    """An operator's, logged in."""
+    email = "operator@example.com"
+    users.create(session, email, PASSWORD, Role.OPERATOR)
+    session.commit()
+    client = create_admin(settings_for(database_url, secret_key="test secret")).test_client()
+    assert send(client, "/login", email=email, password=PASSWORD).status_code == 303
+    return client

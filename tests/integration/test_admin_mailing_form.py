@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
 from flask.testing import FlaskClient
 from sqlalchemy.orm import Session
 
-from admin.app import create_app
-from db.models import Mailing, MailingState, Role
-from db.queries import users
-from tests.factories import make_client, make_mailing, settings_for
+from db.models import Mailing, MailingState
+from db.queries import mailings
+from tests.factories import make_client, make_mailing
 from tests.forms import Fields, form_with
-from tests.integration.test_admin_access import PASSWORD, send
+from tests.integration.test_admin_access import send
+from tools.processes import wait_until
 
-EMAIL = "operator@example.com"
 FORM = {"name": "Sale", "text": "Hello", "when": "now", "ends_at": "2099-12-31T23:59"}
-
-
-@pytest.fixture
-def browser(database_url: str, session: Session) -> FlaskClient:
-    """An operator's, logged in."""
-    users.create(session, EMAIL, PASSWORD, Role.OPERATOR)
-    session.commit()
-    client = create_app(settings_for(database_url, secret_key="test secret")).test_client()
-    assert send(client, "/login", email=EMAIL, password=PASSWORD).status_code == 303
-    return client
 
 
 def last_look(browser: FlaskClient) -> dict[str, str]:
@@ -130,3 +121,126 @@ def test_a_test_from_the_page_of_a_mailing_leads_back_to_that_page(browser: Flas
 
     page = send(browser, address, **{**form, "text": ""})
     assert "<h1>Edit mailing</h1>" in page.get_data(as_text=True)
+
+
+def begin(session: Session, mailing: Mailing) -> None:
+    """As the dispatcher does it."""
+    mailing.state, mailing.started_at = MailingState.RUNNING, datetime.now(UTC)
+    session.commit()
+
+
+def test_a_text_typed_before_the_start_and_saved_after_it_is_refused_and_kept(
+    browser: FlaskClient, session: Session
+) -> None:
+    mailing = make_mailing(session, state=MailingState.SCHEDULED, text="Helo", tags=["vip"])
+    address = f"/mailings/new/{mailing.id}/"
+    form = {**fields_of(browser, address), "name": "Another name", "text": "Hello\r\nthere", "step": "save"}
+    begin(session, mailing)
+
+    page = send(browser, address, **form)
+    again = send(browser, address, **{**form_with("name", page.get_data(as_text=True)), "step": "save"})
+
+    for answer in (page, again):
+        assert answer.status_code == 409
+        shown = answer.get_data(as_text=True)
+        assert "This cannot be changed after the start: text." in shown
+        assert f'<a href="{address}" target="_blank">' in shown
+        assert form_with("name", shown)["text"] == ["Hello\r\nthere"]
+    session.refresh(mailing)
+    assert (mailing.name, mailing.text) == ("Sale", "Helo")
+
+
+def test_tags_taken_away_before_the_start_and_saved_after_it_are_refused(
+    browser: FlaskClient, session: Session
+) -> None:
+    mailing = make_mailing(session, state=MailingState.SCHEDULED, tags=["vip"])
+    address = f"/mailings/new/{mailing.id}/"
+    form = {**fields_of(browser, address), "tags": [], "step": "save"}
+    begin(session, mailing)
+
+    page = send(browser, address, **form)
+
+    assert page.status_code == 409
+    assert "This cannot be changed after the start: recipients." in page.get_data(as_text=True)
+
+
+def test_a_test_from_a_page_opened_before_the_start_keeps_what_was_typed(
+    browser: FlaskClient, session: Session
+) -> None:
+    mailing = make_mailing(session, state=MailingState.SCHEDULED)
+    address = f"/mailings/new/{mailing.id}/"
+    form = {**fields_of(browser, address), "text": "Hello there", "phone": "+79161234567", "step": "test"}
+    begin(session, mailing)
+
+    page = send(browser, address, **form)
+    saved = send(browser, address, **{**form_with("name", page.get_data(as_text=True)), "step": "save"})
+
+    assert saved.status_code == 409
+
+
+@pytest.mark.parametrize("text", ["Hello", "\nHello\r\nthere\r"])
+def test_a_page_opened_before_the_start_saves_what_may_change_after_it(
+    browser: FlaskClient, session: Session, text: str
+) -> None:
+    mailing = make_mailing(session, state=MailingState.SCHEDULED, text=text, tags=["vip"], operator_codes=["916"])
+    address = f"/mailings/new/{mailing.id}/"
+    opened_before = {**fields_of(browser, address), "name": "Opened before", "step": "save"}
+    begin(session, mailing)
+
+    assert send(browser, address, **opened_before).status_code == 303
+    opened_after = {**fields_of(browser, address), "name": "Opened after", "step": "save"}
+    assert "text" not in opened_after
+    assert send(browser, address, **opened_after).status_code == 303
+
+    session.refresh(mailing)
+    assert (mailing.name, mailing.text, mailing.tags, mailing.operator_codes) == (
+        *("Opened after", text),
+        *(["vip"], ["916"]),
+    )
+
+
+def test_who_saves_second_is_told_and_overwrites_nothing(browser: FlaskClient, session: Session) -> None:
+    mailing = make_mailing(session, state=MailingState.DRAFT)
+    address = f"/mailings/new/{mailing.id}/"
+    first, second = (fields_of(browser, address) for _ in range(2))
+
+    assert send(browser, address, **{**first, "text": "The first", "step": "save"}).status_code == 303
+    refused = send(browser, address, **{**second, "name": "The second", "step": "save"})
+    shown = refused.get_data(as_text=True)
+    again = send(browser, address, **{**form_with("name", shown), "step": "save"})
+
+    assert [refused.status_code, again.status_code] == [409, 409]
+    assert "Nothing was saved" in shown
+    assert f'<a href="{address}" target="_blank">' in shown
+    assert form_with("name", shown)["name"] == ["The second"]
+    session.refresh(mailing)
+    assert (mailing.name, mailing.text) == ("Sale", "The first")
+
+
+def test_what_is_not_in_the_form_may_change_while_it_is_open(browser: FlaskClient, session: Session) -> None:
+    mailing = make_mailing(session, state=MailingState.SCHEDULED)
+    address = f"/mailings/new/{mailing.id}/"
+    form = {**fields_of(browser, address), "name": "Another name", "step": "save"}
+    mailings.control(session, mailing.id, "pause", datetime.now(UTC) + timedelta(seconds=1))
+    session.commit()
+
+    # The second click of a pair finds everything as it wants it.
+    assert [send(browser, address, **form).status_code for _ in range(2)] == [303, 303]
+
+
+def test_a_save_waits_for_one_that_is_under_way(browser: FlaskClient, session: Session, engine: sa.Engine) -> None:
+    mailing = make_mailing(session, state=MailingState.DRAFT)
+    address = f"/mailings/new/{mailing.id}/"
+    form = {**fields_of(browser, address), "name": "The second", "step": "save"}
+    mailings.edit(session, mailing.id, {"text": "The first"}, datetime.now(UTC))
+
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(send, browser, address, **form)
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as watching:
+            blocked = sa.text("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
+            assert wait_until(lambda: watching.execute(blocked).scalar_one(), 30)
+        session.commit()
+
+    assert answer.result().status_code == 409
+    session.refresh(mailing)
+    assert (mailing.name, mailing.text) == ("Sale", "The first")
