@@ -119,8 +119,8 @@ def read(sent: MultiDict[str, str], kept: Mailing | None = None) -> Form:
             "version",
         )
     }
-    fields["text"] = _with_unix_lines(sent.get("text", ""))
-    fields["tags"] = [_with_unix_lines(tag) for tag in sent.getlist("tags")]
+    fields["text"] = unix_lines(sent.get("text", ""))
+    fields["tags"] = [unix_lines(tag) for tag in sent.getlist("tags")]
     fields["when"] = sent.get("when") if sent.get("when") in (NOW, LATER, DRAFT) else NOW
     fields["window"] = sent.get("window") == "on"
     form = Form(fields)
@@ -129,11 +129,6 @@ def read(sent: MultiDict[str, str], kept: Mailing | None = None) -> Form:
     _read_window(form)
     _read_times(form, kept)
     return form
-
-
-def _with_unix_lines(text: str) -> str:
-    # Browsers send line ends as in DOS; a phone would count two characters.
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _read_texts(form: Form, kept: Mailing | None) -> None:
@@ -145,7 +140,7 @@ def _read_texts(form: Form, kept: Mailing | None) -> None:
             form.errors[name] = gettext("At most %(most)s characters, please.", most=longest)
         else:
             form.values[name] = text
-    if kept is not None and form.values.get("text") == _with_unix_lines(kept.text):
+    if kept is not None and form.values.get("text") == unix_lines(kept.text):
         form.values["text"] = kept.text
 
 
@@ -204,6 +199,11 @@ def _instant(form: Form, name: str, kept: Mailing | None) -> datetime | None:
     except (ValueError, OverflowError):
         form.errors[name] = gettext("There is no such date.")
         return None
+
+
+def unix_lines(text: str) -> str:
+    """The text as it was before a browser sent its line ends as in DOS, which a phone would count as two characters."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def field_of(domain_field: str | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -11,13 +10,15 @@ import orjson
 from flask import Response, current_app, request
 from sqlalchemy.orm import Session
 
+from admin import client_values
 from admin.access import requires
 from admin.database import session
 from admin.locale import zone_name
-from admin.refusals import explain, translate
+from admin.mailing_values import Form
+from admin.refusals import explain
 from admin.texts import gettext
 from admin.texts import lazy_gettext as _
-from admin.versions import refuse_stale, version_of
+from admin.versions import refuse_stale
 from admin.views.base import (
     EXPORTED_AT_ONCE,
     PAGE_SIZE,
@@ -31,14 +32,12 @@ from admin.views.base import (
     keyset,
     notify,
 )
-from db import phones, rules
+from db import rules
 from db.models import Client, Role
 from db.queries import audit, clients, directory, messages, previews
 from db.refusals import RefusedError
 
 MESSAGES_SHOWN = 20
-# What the form shows of a client.
-COLUMNS = ("phone", "operator_code", "tags", "timezone", "attributes")
 
 
 class Clients(Page):
@@ -68,19 +67,17 @@ class Clients(Page):
     def add(self) -> Any:
         """Return the form of a new client, and add it."""
         if request.method == "GET":
-            return self._form(None, _blank())
-        fields, values, errors = _read()
-        if not errors:
-            try:
-                client = clients.create(session(), values, datetime.now(UTC))
-            except RefusedError as error:
-                session.rollback()
-                errors[error.field or "phone"] = explain(error)
-            else:
-                session.commit()
-                notify(gettext("The client is added."))
-                return go("clients.show", client_id=client.id)
-        return self._form(None, fields, errors)
+            return self._form(None, client_values.blank(current_app.config["DEFAULT_TIMEZONE"] or zone_name()))
+        form = client_values.read(request.form)
+        if form.errors:
+            return self._form(None, form)
+        try:
+            client = clients.create(session(), form.values, datetime.now(UTC))
+        except RefusedError as error:
+            return self._refused(None, form, error)
+        session.commit()
+        notify(gettext("The client is added."))
+        return go("clients.show", client_id=client.id)
 
     @expose("/<id:client_id>/")
     def show(self, client_id: int) -> Any:
@@ -96,20 +93,18 @@ class Clients(Page):
         """Return the form of a client, and save it."""
         client = clients.get(session(), client_id)
         if request.method == "GET":
-            return self._form(client, _fields_of(client))
-        fields, values, errors = _read()
-        if not errors:
-            try:
-                refuse_stale(clients.lock(session(), client_id), COLUMNS, values)
-                clients.edit(session(), client_id, values, datetime.now(UTC))
-            except RefusedError as error:
-                session.rollback()
-                errors[error.field or "phone"] = explain(error)
-            else:
-                session.commit()
-                notify(gettext("Your changes are saved."))
-                return go("clients.show", client_id=client_id)
-        return self._form(client, fields, errors)
+            return self._form(client, client_values.of_client(client))
+        form = client_values.read(request.form, client)
+        if form.errors:
+            return self._form(client, form)
+        try:
+            refuse_stale(clients.lock(session(), client_id), client_values.COLUMNS, form.values)
+            clients.edit(session(), client_id, form.values, datetime.now(UTC))
+        except RefusedError as error:
+            return self._refused(client, form, error)
+        session.commit()
+        notify(gettext("Your changes are saved."))
+        return go("clients.show", client_id=client_id)
 
     @expose("/<id:client_id>/opt-out", methods=("POST",))
     @requires(Role.OPERATOR)
@@ -147,13 +142,22 @@ class Clients(Page):
 
         return csv_download("clients.csv", header, load, _export_cells)
 
-    def _form(
-        self, client: clients.ClientRow | None, fields: dict[str, str], errors: dict[str, str] | None = None
-    ) -> Any:
-        errors = errors or {}
-        zones = sorted(rules.timezones())
-        page = self.render("client_form.html", client=client, fields=fields, errors=errors, zones=zones)
-        return page, 409 if "version" in errors else 422 if errors else 200
+    def _refused(self, client: clients.ClientRow | None, form: Form, error: RefusedError) -> Any:
+        session.rollback()
+        form.errors[error.field or "phone"] = explain(error)
+        return self._form(client, form)
+
+    def _form(self, client: clients.ClientRow | None, form: Form) -> Any:
+        page = self.render(
+            "client_form.html",
+            client=client,
+            fields=form.fields,
+            errors=form.errors,
+            # What is taken away stays in sight until that is saved.
+            tags=list(dict.fromkeys([*(client.tags if client else []), *form.fields["tags"]])),
+            zones=sorted(rules.timezones()),
+        )
+        return page, 409 if "version" in form.errors else 422 if form.errors else 200
 
 
 def _page(wanted: directory.Filter) -> Keyset:
@@ -175,67 +179,6 @@ def _filter(typed: str) -> directory.Filter:
         tag=argument_text("tag", rules.TAG_LENGTH) or None,
         opted_out=opted_out,
     )
-
-
-def _blank() -> dict[str, str]:
-    zone = current_app.config["DEFAULT_TIMEZONE"] or zone_name()
-    return {"phone": "", "operator_code": "", "tags": "", "timezone": zone, "attributes": "", "version": ""}
-
-
-def _fields_of(client: clients.ClientRow) -> dict[str, str]:
-    return {
-        "phone": client.phone,
-        "operator_code": client.operator_code,
-        "tags": ", ".join(client.tags),
-        "timezone": client.timezone,
-        "attributes": "\n".join(f"{name} = {_plain(value)}" for name, value in client.attributes.items()),
-        "version": version_of(client, COLUMNS),
-    }
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) and "\n" not in value else orjson.dumps(value).decode()
-
-
-def _read() -> tuple[dict[str, str], dict[str, Any], dict[str, str]]:
-    """The fields as typed, the columns, and what is wrong."""
-    fields = {
-        name: request.form.get(name, "").strip() for name in ("phone", "operator_code", "tags", "timezone", "version")
-    }
-    fields["attributes"] = request.form.get("attributes", "").replace("\r\n", "\n")
-    values: dict[str, Any] = {}
-    errors: dict[str, str] = {}
-    try:
-        values["phone"] = phones.normalise(fields["phone"][:40])
-    except ValueError as error:
-        errors["phone"] = gettext("The number %(problem)s.", problem=translate(str(error)))
-    code = fields["operator_code"]
-    values["operator_code"] = code or None
-    if code and not rules.OPERATOR_CODE.match(code):
-        errors["operator_code"] = gettext("“%(code)s” is not a code of 2 to 10 digits.", code=code[:30])
-    values["timezone"] = fields["timezone"]
-    if fields["timezone"] not in rules.timezones():
-        errors["timezone"] = gettext("There is no such time zone.")
-    values["tags"] = list(dict.fromkeys(tag for tag in map(str.strip, re.split(r"[,;|\n]+", fields["tags"])) if tag))
-    if len(values["tags"]) > rules.TAGS or any(len(tag) > rules.TAG_LENGTH for tag in values["tags"]):
-        errors["tags"] = gettext(
-            "At most %(most)s tags of %(length)s characters.", most=rules.TAGS, length=rules.TAG_LENGTH
-        )
-    values["attributes"] = _attributes(fields["attributes"], errors)
-    return fields, values, errors
-
-
-def _attributes(text: str, errors: dict[str, str]) -> dict[str, Any]:
-    attributes: dict[str, Any] = {}
-    for line in filter(str.strip, text.split("\n")):
-        name, equals, value = (piece.strip() for piece in line.partition("="))
-        if not equals or not name or len(name) > rules.ATTRIBUTE_NAME_LENGTH:
-            errors["attributes"] = gettext("Not readable: “%(line)s”. Write: name = value", line=line[:60])
-            return {}
-        attributes[name] = value
-    if len(attributes) > rules.ATTRIBUTES or len(orjson.dumps(attributes)) > rules.ATTRIBUTES_BYTES:
-        errors["attributes"] = gettext("These are too many.")
-    return attributes
 
 
 def _export_cells(client: Client) -> list[str]:

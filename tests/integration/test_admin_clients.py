@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from typing import Any
 
+import pytest
 import sqlalchemy as sa
 from flask.testing import FlaskClient
 from sqlalchemy.orm import Session
@@ -66,3 +68,77 @@ def test_a_save_waits_for_one_that_is_under_way(browser: FlaskClient, session: S
     assert answer.result().status_code == 409
     session.refresh(client)
     assert (client.operator_code, client.timezone) == ("916", "Asia/Tokyo")
+
+
+# As the API takes them: not all of it can be typed into the form.
+TAGS = ["a,b", "c;d|e", "new\nline", "vip"]
+ATTRIBUTES = {
+    "name": None,
+    "age": 30,
+    "vip": True,
+    "height": 1.5,
+    "code": "007",
+    "empty": "",
+    "spaces": "  x ",
+    "addr": "x\ny\r\nz",
+    "a=b": "c",
+    "a = b": "c",
+    "a": "b = c",
+    "two\nlines": "⏎",
+    " padded ": "null",
+}
+
+
+@pytest.mark.parametrize("attributes", [{"name": None, "age": 30, "vip": True}, ATTRIBUTES], ids=["plain", "odd"])
+def test_what_is_not_touched_in_the_form_of_a_client_stays_what_it_was(
+    browser: FlaskClient, session: Session, attributes: dict[str, Any]
+) -> None:
+    client = make_client(session, tags=TAGS, attributes=attributes)
+    address = f"/clients/{client.id}/edit"
+
+    assert send(browser, address, **{**fields_of(browser, address), "operator_code": "926"}).status_code == 303
+
+    session.refresh(client)
+    assert (client.operator_code, client.tags, client.attributes) == ("926", TAGS, attributes)
+
+
+def test_one_changed_line_changes_one_attribute(browser: FlaskClient, session: Session) -> None:
+    client = make_client(session, attributes=ATTRIBUTES)
+    address = f"/clients/{client.id}/edit"
+    form = fields_of(browser, address)
+    (lines,) = form["attributes"]
+    for was, will_be in (("age = 30", "age = 31"), ("addr = x⏎y⏎z", "addr = x⏎you"), ("vip = true\r\n", "")):
+        assert was in lines
+        lines = lines.replace(was, will_be)
+
+    assert send(browser, address, **{**form, "attributes": f"{lines}\r\nnick = Bob"}).status_code == 303
+
+    session.refresh(client)
+    expected = {**ATTRIBUTES, "age": "31", "addr": "x\nyou", "nick": "Bob"}
+    del expected["vip"]
+    assert client.attributes == expected
+
+
+def test_tags_are_taken_away_and_added_one_by_one(browser: FlaskClient, session: Session) -> None:
+    client = make_client(session, tags=TAGS)
+    address = f"/clients/{client.id}/edit"
+    form = fields_of(browser, address)
+    form["tags"].remove("vip")
+
+    answer = send(browser, address, **{**form, "other_tags": "one, two, a,b"})
+
+    assert answer.status_code == 303
+    session.refresh(client)
+    assert client.tags == ["a,b", "c;d|e", "new\nline", "one", "two", "a", "b"]
+
+
+def test_a_form_that_is_refused_keeps_what_was_typed(browser: FlaskClient, session: Session) -> None:
+    client = make_client(session, tags=["vip", "new"])
+    address = f"/clients/{client.id}/edit"
+    typed = {"tags": ["vip"], "other_tags": "old", "attributes": "name = Anna\r\nnonsense"}
+
+    refused = send(browser, address, **{**fields_of(browser, address), **typed})
+
+    assert refused.status_code == 422
+    shown = form_with("operator_code", refused.get_data(as_text=True))
+    assert (shown["tags"], shown["other_tags"], shown["attributes"]) == (["vip"], ["old"], [typed["attributes"]])
