@@ -35,7 +35,7 @@ from admin.views.base import (
 from db import rules
 from db.models import Client, Role
 from db.queries import audit, clients, directory, messages, previews
-from db.refusals import RefusedError
+from db.refusals import InvalidError, RefusedError
 
 MESSAGES_SHOWN = 20
 
@@ -51,7 +51,7 @@ class Clients(Page):
         """Return a page of the list."""
         typed = argument_text("phone", 40)
         wanted = _filter(typed)
-        unreadable = bool(typed) and wanted.phone_prefix is None
+        unreadable = _unreadable(typed, wanted)
         return self.render(
             "clients.html",
             page=Keyset([], None, None) if unreadable else _page(wanted),
@@ -130,7 +130,10 @@ class Clients(Page):
     @requires(Role.OPERATOR)
     def export(self) -> Response:
         """Return the list as CSV; the first four columns as an import reads them."""
-        wanted = _filter(argument_text("phone", 40))
+        typed = argument_text("phone", 40)
+        wanted = _filter(typed)
+        if problem := _unreadable(typed, wanted):
+            raise InvalidError(problem, field="phone")  # Without its number the filter would let everyone through.
         audit.record(
             session(), "client.export", after={name: value for name, value in wanted._asdict().items() if value}
         )
@@ -179,6 +182,13 @@ def _filter(typed: str) -> directory.Filter:
         tag=argument_text("tag", rules.TAG_LENGTH) or None,
         opted_out=opted_out,
     )
+
+
+def _unreadable(typed: str, wanted: directory.Filter) -> str | None:
+    """Why nobody can be found by what was typed; None where somebody can."""
+    if not typed or wanted.phone_prefix is not None:
+        return None
+    return gettext("This is no beginning of a phone number: digits are, such as +7 916 or 8 916.")
 
 
 def _export_cells(client: Client) -> list[str]:

@@ -142,3 +142,29 @@ def test_a_form_that_is_refused_keeps_what_was_typed(browser: FlaskClient, sessi
     assert refused.status_code == 422
     shown = form_with("operator_code", refused.get_data(as_text=True))
     assert (shown["tags"], shown["other_tags"], shown["attributes"]) == (["vip"], ["old"], [typed["attributes"]])
+
+
+def test_an_export_of_what_is_no_number_is_refused_as_the_page_refuses_it(
+    browser: FlaskClient, session: Session
+) -> None:
+    make_client(session, phone="+79161234567")
+
+    page = browser.get("/clients/?phone=Anna")
+    answer = browser.get("/clients/export.csv?phone=Anna")
+
+    for each in (page, answer):
+        assert "This is no beginning of a phone number" in each.get_data(as_text=True)
+        assert "+79161234567" not in each.get_data(as_text=True)
+    assert answer.status_code == 422
+    assert "export.csv" not in page.get_data(as_text=True)
+    assert "export.csv?phone=916" in browser.get("/clients/?phone=916").get_data(as_text=True)
+
+
+def test_every_row_of_the_list_tells_what_is_known(browser: FlaskClient, session: Session) -> None:
+    for number in range(6):
+        make_client(session, attributes={name: f"{name}{number}" for name in ("a", "b", "c", "d")})
+
+    page = browser.get("/clients/").get_data(as_text=True)
+
+    known = [f"{name}{number}" for number in range(6) for name in "abcd" if f"{name}{number}" in page]
+    assert known == [f"{name}{number}" for number in range(6) for name in "abc"]
