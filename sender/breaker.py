@@ -7,12 +7,17 @@ from collections.abc import Set as AbstractSet
 
 from db.models import GatewayState
 from db.queries.gateway import Tally
+from sender.answers import AMBIGUOUS_FAULTS, Fault
 
 WINDOWS_SECONDS = (0.5, 2.0, 10.0)
 ENOUGH_CALLS = 10  # of all mailings together
 ENOUGH_CALLS_OF_ONE = 3
 HEARING_SECONDS = 2.0
 FAILURE_RATIO = 0.7
+# Where so few calls are made that the rest of this does not apply, as many failures in a row are enough, if the gateway
+# was not reached at all. Any other may be about the message, and the limit of attempts is there for that.
+ENOUGH_IN_A_ROW = 2
+AWAY_REASONS = frozenset(Fault) - AMBIGUOUS_FAULTS
 
 PROBE_SECONDS = 2.0  # while the gateway is down; probes do not wait for each other, a hung one costs its timeout
 BLOCKED_PROBE_SECONDS = 10.0
@@ -31,6 +36,19 @@ def probe_seconds(state: GatewayState) -> float | None:
 def reason_of(tallies: Mapping[int, Tally]) -> str | None:
     """A reason for the trouble that these tell of; None when there is none."""
     return max((tally.reason for tally in tallies.values() if tally.reason), default=None)
+
+
+def are_few(lately: Mapping[int, Tally]) -> bool:
+    """Whether fewer calls failed than `Suspicion` judges by."""
+    return sum(tally.troubled for tally in lately.values()) < ENOUGH_CALLS
+
+
+def is_away(failed_in_a_row: int, on_the_wire: int) -> bool:
+    """Whether the gateway is away, where few calls are made.
+
+    So many failed since any call ended otherwise, and so many more may not have been heard yet.
+    """
+    return failed_in_a_row >= max(ENOUGH_IN_A_ROW, on_the_wire)
 
 
 class Suspicion:

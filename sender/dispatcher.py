@@ -11,7 +11,7 @@ import math
 import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
 from typing import TypeVar
@@ -25,8 +25,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from common.settings import Settings
 from common.stopping import stop_signal
 from db.engine import cause_name, make_engine
-from db.models import GatewayState
-from db.queries import audience, batches, gateway, imports, processes
+from db.models import GatewayState, MessageStatus
+from db.queries import audience, batches, gateway, imports, processes, statistics
 from db.queries.notifications import WORK
 from sender import breaker
 from sender.actors import SEND_BATCH
@@ -259,7 +259,7 @@ class Dispatcher:
             return self._set_gateway(session, GatewayState.BLOCKED, breaker.reason_of(lately))
         if not any(tally.troubled for tally in lately.values()):
             self._suspicion.forget()
-        elif self._is_failing(session, row):
+        elif self._is_failing(session, row) or self._is_away(session, row, lately):
             return self._set_gateway(session, GatewayState.OPEN, breaker.reason_of(lately))
         return row.state
 
@@ -267,6 +267,12 @@ class Dispatcher:
         windows = [gateway.recent(session, seconds, row.changed_at) for seconds in breaker.WINDOWS_SECONDS]
         under_way = batches.outstanding(session).keys() | audience.due(session)
         return self._suspicion.is_sure(windows, under_way, time.monotonic())
+
+    def _is_away(self, session: Session, row: gateway.GatewayRow, lately: Mapping[int, gateway.Tally]) -> bool:
+        if not breaker.are_few(lately):
+            return False
+        in_a_row = gateway.failed_in_a_row(session, breaker.AWAY_REASONS, row.changed_at)
+        return breaker.is_away(in_a_row, on_the_wire=statistics.totals(session)[MessageStatus.SENDING])
 
     def _heed_probes(self, session: Session, row: gateway.GatewayRow) -> GatewayState:
         """Close by what probes heard. Before the first, only calls from before the trouble are still answered."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -91,6 +91,21 @@ def recent(session: Session, seconds: float, since: datetime | None = None) -> d
         {"seconds": seconds, "since": since},
     )
     return {row[0]: Tally(int(row[1]), int(row[2]), int(row[3]), int(row[4]), row[5]) for row in rows}
+
+
+_FAILED_IN_A_ROW = sa.text("""
+    SELECT coalesce(sum(troubled), 0) FROM gateway_tally
+    WHERE at > greatest(CAST(:since AS timestamptz), (
+        SELECT at FROM gateway_tally
+        WHERE at > CAST(:since AS timestamptz) AND (answered > 0 OR slowed > 0 OR reason <> ALL(:reasons))
+        ORDER BY at DESC LIMIT 1
+    ))
+""")
+
+
+def failed_in_a_row(session: Session, reasons: Collection[str], since: datetime) -> int:
+    """How many calls failed for these reasons since any ended otherwise; nothing is known of more than ten minutes."""
+    return int(session.scalar(_FAILED_IN_A_ROW, {"since": since, "reasons": list(reasons)}) or 0)
 
 
 def set_state(session: Session, state: GatewayState, reason: str | None, probe_after_seconds: float | None) -> None:

@@ -78,6 +78,24 @@ def test_an_outage_costs_two_attempts_at_most_and_full_speed_is_back_in_ten_seco
         assert full_speed_after <= 10
 
 
+def test_an_outage_costs_a_message_with_hardly_another_beside_it_two_attempts_at_most(make_system: SystemMaker) -> None:
+    with make_system(faults=[{"kind": "refuse"}], gateway_max_attempts=3) as system:
+        mailing = system.start_mailing(2)
+        # One call more than both messages have attempts.
+        system.wait(lambda: mailing.finished_after or system.scalar("SELECT count(*) FROM attempt") > 2 * 3)
+        system.simulator.control(LATENCY)
+        system.check(mailing, "gateway refuses two messages until they were tried seven times")
+        assert most_attempts(system) <= 2 + 1
+
+
+def test_a_message_that_the_gateway_always_answers_badly_fails_in_the_end(make_system: SystemMaker) -> None:
+    with make_system(faults=[{"kind": "status", "status": 500}], gateway_max_attempts=3) as system:
+        mailing = system.start_mailing(1)
+        system.check(mailing, "gateway answers 500 to a single message", statuses=("failed",))
+        assert most_attempts(system) == 3
+        assert system.logged("gateway_state") == 0
+
+
 @pytest.mark.faults
 def test_a_gateway_that_answers_too_late_costs_two_attempts_at_most(make_system: SystemMaker) -> None:
     with make_system(gateway_timeout=2) as system:

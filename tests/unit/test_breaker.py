@@ -69,6 +69,21 @@ def test_what_was_suspected_before_an_answer_counts_no_longer() -> None:
     assert suspicion.is_sure(trouble, {1, 2}, now=2 * breaker.HEARING_SECONDS + 0.5)
 
 
+@pytest.mark.parametrize(
+    ("failed_in_a_row", "on_the_wire", "away"),
+    [(0, 0, False), (1, 0, False), (2, 0, True), (2, 2, True), (2, 3, False), (9, 1000, False)],
+)
+def test_with_few_calls_two_in_a_row_are_enough_unless_more_are_still_to_be_heard(
+    failed_in_a_row: int, on_the_wire: int, away: bool
+) -> None:
+    assert breaker.is_away(failed_in_a_row, on_the_wire) is away
+
+
+def test_calls_are_few_when_less_than_ten_of_all_mailings_failed() -> None:
+    assert breaker.are_few({1: Tally(answered=1000, troubled=5), 2: Tally(troubled=4)})
+    assert not breaker.are_few({1: Tally(troubled=5), 2: Tally(troubled=5)})
+
+
 def test_the_pace_halves_what_was_really_going_on() -> None:
     assert breaker.lowered_pace(None, 800.0) == 400.0
     assert breaker.lowered_pace(1000.0, 800.0) == 400.0
