@@ -8,7 +8,6 @@ that wakes beside its successor does no harm.
 from __future__ import annotations
 
 import math
-import select
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -26,8 +25,7 @@ from common.settings import Settings
 from common.stopping import stop_signal
 from db.engine import cause_name, make_engine
 from db.models import GatewayState, MessageStatus
-from db.queries import audience, batches, gateway, imports, processes, statistics
-from db.queries.notifications import WORK
+from db.queries import audience, batches, gateway, imports, notifications, processes, statistics
 from sender import breaker
 from sender.actors import SEND_BATCH
 from sender.broker import BATCHES_QUEUE, IMPORTS_QUEUE, SafeRabbitmqBroker, connect, publish
@@ -162,15 +160,13 @@ class Dispatcher:
         with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             raw = connection.connection.driver_connection
             assert raw is not None
-            connection.exec_driver_sql(f"LISTEN {WORK}")
+            connection.exec_driver_sql(f"LISTEN {notifications.WORK}")
             self._wake()
             while not self._stopping.is_set():
-                if select.select([raw], [], [], POLL_SECONDS)[0]:
-                    raw.poll()
+                if payloads := notifications.heard(raw, POLL_SECONDS):
                     self._release_wanted.set()
-                    if any(notice.payload != batches.ROOM for notice in raw.notifies):
+                    if any(payload != batches.ROOM for payload in payloads):
                         self._housekeeping_wanted.set()
-                    raw.notifies.clear()
 
     def _wait(self, wanted: threading.Event, seconds: float) -> None:
         wanted.wait(seconds)

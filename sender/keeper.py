@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import select
+import os
 import threading
 import time
 from collections import deque
@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from db.models import GatewayState
-from db.queries import batches, gateway, processes
+from db.queries import batches, gateway, notifications, processes
 from sender.clock import DatabaseClock
 from sender.delivery import Delivery
 from sender.pacer import Pacer
@@ -89,6 +89,14 @@ class Keeper:
             delivery.done.wait(max(0.0, deadline - time.monotonic()))
 
     def _run(self) -> None:
+        try:
+            self._keep_until_stopped()
+        except Exception:
+            # A process that does not beat is given nothing to do: end it, its supervisor starts a new one.
+            log.exception("keeper_failed")
+            os._exit(70)
+
+    def _keep_until_stopped(self) -> None:
         while not self._stopped.is_set():
             try:
                 self._keep()
@@ -106,7 +114,7 @@ class Keeper:
         with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             raw = connection.connection.driver_connection
             assert raw is not None
-            connection.exec_driver_sql("LISTEN withdrawn")
+            connection.exec_driver_sql(f"LISTEN {notifications.WITHDRAWN}")
             self._start_afresh()
             session = Session(connection)
             while not self._stopped.is_set():
@@ -142,11 +150,8 @@ class Keeper:
     def _listen(self, raw: psycopg2.extensions.connection, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0 and not self._stopped.is_set():
-            if select.select([raw], [], [], left)[0]:
-                raw.poll()
-                for notice in raw.notifies:
-                    self._withdraw(notice.payload)
-                raw.notifies.clear()
+            for payload in notifications.heard(raw, left):
+                self._withdraw(payload)
 
     def _withdraw(self, payload: str) -> None:
         now = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -73,6 +74,14 @@ class Pacer:
         return max(1, round(rate * LEASE_SECONDS))
 
     def _run(self) -> None:
+        try:
+            self._lease_until_stopped()
+        except Exception:
+            # Without slots no call of the process ever starts: end it, its supervisor starts a new one.
+            log.exception("pacer_failed")
+            os._exit(70)
+
+    def _lease_until_stopped(self) -> None:
         while True:
             self._wanted.wait()
             self._wanted.clear()

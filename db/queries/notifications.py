@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import select
+
+import psycopg2.extensions
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
@@ -24,3 +27,17 @@ def notified_of_work() -> sa.ColumnElement[str]:
 def notify_withdrawn(session: Session, client_id: int) -> None:
     """Tell the workers, at commit, that this client is not to be written to any more."""
     session.execute(_NOTIFY, {"channel": WITHDRAWN, "payload": str(client_id)})
+
+
+def heard(listener: psycopg2.extensions.connection, seconds: float) -> list[str]:
+    """The payloads of what a listening connection was notified of, within so many seconds: as soon as there are any.
+
+    Raises the driver's errors when the connection has broken.
+    """
+    poll = select.poll()  # `select.select` takes no descriptors beyond 1023, which a process with many calls may have.
+    poll.register(listener.fileno(), select.POLLIN)
+    if poll.poll(0 if listener.notifies else seconds * 1000):
+        listener.poll()
+    payloads = [notice.payload for notice in listener.notifies]
+    listener.notifies.clear()
+    return payloads
