@@ -88,7 +88,10 @@ def run_batches(settings: Settings) -> None:
     recorder.on_done = sender.note_done
     sender.declare()
     keeper.start()
-    keeper.ready.wait(timeout=5)  # The clock and the pace are known before the first call.
+    while not keeper.ready.wait(timeout=0.2):  # The clock and the pace are known before the first call.
+        if stopping.is_set():
+            keeper.stop()
+            _leave()
     pacer.start()
     recorder.start()
     client.start()

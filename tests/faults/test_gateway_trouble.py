@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from tests.conftest import SystemMaker
 from tests.system import CONCURRENCY, GATEWAY_TOKEN, LATENCY, SENDING_PROCESSES, System
@@ -189,6 +190,24 @@ def test_the_rate_limit_is_held_and_reached(make_system: SystemMaker, limit: int
         )
         assert most <= limit * 1.05
         assert average >= limit * 0.98
+
+
+def test_a_sender_that_does_not_know_the_time_and_the_limit_makes_no_call(make_system: SystemMaker) -> None:
+    limit = 50
+    with make_system(gateway_rate_limit=limit) as system:
+        (sender,) = system.senders
+        sender.stop()
+        system.execute("INSERT INTO process (id, kind, capacity) VALUES ('expected soon', 'sender', 6)")
+        mailing = system.start_mailing(limit * 4)
+        system.wait(lambda: system.scalar("SELECT count(*) FROM batch") > 0)
+        with system.session() as session:
+            # It can take batches, but cannot beat, which is when it reads the clock and the pace.
+            session.execute(sa.text("LOCK TABLE process IN EXCLUSIVE MODE"))
+            sender.launch()
+            with pytest.raises(TimeoutError):
+                system.simulator.wait_for(lambda seen: seen["requests"] > 0, 10)
+        system.check(mailing, "sender started while the database hardly answers")
+        assert system.simulator.received()["max_per_second"] <= limit * 1.05
 
 
 @pytest.mark.faults
