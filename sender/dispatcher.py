@@ -1,8 +1,8 @@
 """The dispatcher: one active, standbys take over. It starts mailings, writes and releases their messages, sweeps.
 
-Two loops on two threads: `release` must answer a finished batch within milliseconds, `housekeeping` writes chunks of
-messages for a hundred milliseconds each. Every statement is guarded by the rows themselves, so that a frozen dispatcher
-that wakes beside its successor does no harm.
+Three loops on three threads: `release` must answer a finished batch within milliseconds, `housekeeping` writes chunks
+of messages for a hundred milliseconds each, `imports` may wait half a minute for a RabbitMQ that hangs. Every statement
+is guarded by the rows themselves, so that a frozen dispatcher that wakes beside its successor does no harm.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ class Dispatcher:
         self._leading = threading.Event()
         self._release_wanted = threading.Event()
         self._housekeeping_wanted = threading.Event()
+        self._imports_wanted = threading.Event()
         self._sweep_from = 0.0
         self._next_tidy = 0.0
         self._next_breaker = 0.0
@@ -98,6 +99,7 @@ class Dispatcher:
                 ("listen", self._listen),
                 ("release", self._release_loop),
                 ("housekeeping", self._housekeeping_loop),
+                ("imports", self._imports_loop),
             )
         ]
         for thread in threads:
@@ -133,6 +135,7 @@ class Dispatcher:
     def _wake(self) -> None:
         self._release_wanted.set()
         self._housekeeping_wanted.set()
+        self._imports_wanted.set()
 
     # Leading and listening ----------------------------------------------------------------------------------------
 
@@ -163,10 +166,11 @@ class Dispatcher:
             connection.exec_driver_sql(f"LISTEN {notifications.WORK}")
             self._wake()
             while not self._stopping.is_set():
-                if payloads := notifications.heard(raw, POLL_SECONDS):
+                payloads = notifications.heard(raw, POLL_SECONDS)
+                if any(payload != batches.ROOM for payload in payloads):
+                    self._wake()
+                elif payloads:
                     self._release_wanted.set()
-                    if any(payload != batches.ROOM for payload in payloads):
-                        self._housekeeping_wanted.set()
 
     def _wait(self, wanted: threading.Event, seconds: float) -> None:
         wanted.wait(seconds)
@@ -342,7 +346,6 @@ class Dispatcher:
         for mailing_id in self._commit(audience.complete):
             log.info("mailing_completed", mailing_id=mailing_id)
         self._commit(audience.merge_counts)
-        self._hand_out_imports()
         if time.monotonic() >= self._next_tidy:
             self._next_tidy = time.monotonic() + TIDY_SECONDS
             self._tidy()
@@ -368,11 +371,6 @@ class Dispatcher:
             more |= settled > 0
         return more
 
-    def _hand_out_imports(self) -> None:
-        # Each is named once and then given some time: one that could not be published now is named again after that.
-        for import_id in self._commit(lambda session: list(imports.waiting(session, imports.clock(session)))):
-            self._publish(IMPORTS_QUEUE, IMPORT_CLIENTS, import_id)
-
     def _tidy(self) -> None:
         self._commit(audience.merge_flow)
         self._commit(processes.forget_silent)
@@ -381,6 +379,19 @@ class Dispatcher:
             orphans = self._commit(partial(batches.sweep_orphans, mailing_id=mailing_id))
             if orphans:
                 log.error("orphans_found", mailing_id=mailing_id, messages=orphans)
+
+    # Imports ------------------------------------------------------------------------------------------------------
+
+    def _imports_loop(self) -> None:
+        while not self._stopping.is_set():
+            self._wait(self._imports_wanted, POLL_SECONDS)
+            if self._leading.is_set():
+                self._hand_out_imports()
+
+    def _hand_out_imports(self) -> None:
+        # Each is named once and then given some time: one that could not be published now is named again after that.
+        for import_id in self._commit(lambda session: list(imports.waiting(session, imports.clock(session)))):
+            self._publish(IMPORTS_QUEUE, IMPORT_CLIENTS, import_id)
 
 
 def run(settings: Settings) -> None:

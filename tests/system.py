@@ -311,6 +311,15 @@ class System:
             timeout=30,
         )
 
+    def upload(self, content: bytes) -> requests.Response:
+        """Hand in a file of people to import."""
+        return self._http.post(
+            f"{self.api_url}/client/import/",
+            data=content,
+            headers={"Authorization": f"Bearer {API_KEY}", "Content-Type": "text/csv"},
+            timeout=30,
+        )
+
     @property
     def api_url(self) -> str:
         """Where the API's paths begin."""

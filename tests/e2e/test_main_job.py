@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 
-from tests.system import API_KEY, LATENCY, Servers, System
+from tests.system import LATENCY, Servers, System
 
 # What people's files really look like: a BOM, semicolons, quotes, spellings of numbers, doubles, blanks and nonsense.
 PEOPLE = """\ufeffphone;operator_code;tags;timezone;name
@@ -35,12 +34,7 @@ def system(tmp_path_factory: pytest.TempPathFactory, servers: Servers) -> Iterat
 
 def upload(system: System, content: bytes) -> dict[str, Any]:
     """Import a file and wait for the end of its job."""
-    answer = requests.post(
-        system.api_url + "/client/import/",
-        data=content,
-        headers={"Authorization": f"Bearer {API_KEY}", "Content-Type": "text/csv"},
-        timeout=30,
-    )
+    answer = system.upload(content)
     assert answer.status_code == 202, answer.text
     job: dict[str, Any] = answer.json()
 

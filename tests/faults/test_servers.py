@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import SystemMaker
 from tests.databases import can_be_full
-from tests.system import CONCURRENCY, SENDING_PROCESSES, System, cpu_seconds
+from tests.system import CONCURRENCY, SENDING_PROCESSES, System, at_this_load, cpu_seconds
 
 MESSAGES = 20_000
 HALFWAY = 7_000
@@ -46,6 +46,22 @@ def test_rabbitmq_in_memory_alarm_delays_and_repeats_nothing(make_system: System
         time.sleep(15)
         system.servers.rabbitmq.control(rabbitmq_limit, "0.4")
         system.check(mailing, "RabbitMQ in memory alarm for 15 s", note=back_at_work(system))
+
+
+def test_an_import_that_rabbitmq_does_not_take_holds_up_no_mailing(make_system: SystemMaker) -> None:
+    with make_system() as system:
+        system.servers.rabbitmq.control("set_vm_memory_high_watermark", "0.0001")
+        try:
+            assert system.upload(b"phone\n+79170000001\n").status_code == 202
+            # It is named, and published from now on.
+            system.wait(lambda: system.scalar("SELECT count(*) FROM import_job WHERE lease_until IS NOT NULL") == 1)
+            mailing = system.start_mailing(10)
+            seconds = system.wait(lambda: system.scalar("SELECT count(*) FROM message") == 10)
+        finally:
+            system.servers.rabbitmq.control("set_vm_memory_high_watermark", "0.4")
+        assert seconds < at_this_load(5), seconds
+        system.check(mailing, "an import while RabbitMQ is in memory alarm", note=f"written after {seconds:.1f} s")
+        system.wait(lambda: system.scalar("SELECT state FROM import_job") == "completed")
 
 
 def test_a_killed_postgresql_repeats_nothing_that_was_recorded(make_system: SystemMaker) -> None:
