@@ -45,6 +45,9 @@ RELEASE_SECONDS = 0.05
 BREAKER_SECONDS = 0.1
 # Of all places for batches, what one mailing may hold: one whose calls all hang leaves room for the others.
 MAILING_SHARE = 0.75
+# And what those together may hold that have some: the rest is for a mailing that has none, which would otherwise wait
+# for a whole batch of another, minutes where the gateway is slow.
+SHARE_OF_ALL = 5 / 6
 # After the database or this dispatcher was away, workers get this long to record what they hold before the sweep.
 SWEEP_GRACE_SECONDS = 5.0
 TIDY_SECONDS = 10.0
@@ -63,6 +66,13 @@ def places(capacity: int, rate: float | None) -> tuple[int, int]:
     messages = PIPELINE_SECONDS * rate
     size = min(BATCH_SIZE, math.ceil(messages / max(1, capacity // 2)))
     return min(capacity, math.ceil(messages / size)), size
+
+
+def may_hold_another(held: int, total: int, room: int) -> bool:
+    """Whether a mailing with so many of all batches under way may have another, where `room` may be under way."""
+    if not held:
+        return total < room
+    return held < math.ceil(room * MAILING_SHARE) and total < math.ceil(room * SHARE_OF_ALL)
 
 
 class Dispatcher:
@@ -198,14 +208,14 @@ class Dispatcher:
             due = set(audience.due(session)) if sum(outstanding.values()) < room else set()
         if not outstanding and not self._was_idle:
             self._housekeeping_wanted.set()  # The last batch is back: a mailing may be complete.
-        share = max(1, math.ceil(room * MAILING_SHARE))
         while due and sum(outstanding.values()) < room and not self._stopping.is_set():
             # The mailing with the fewest batches under way; among equals the one whose turn was longest ago.
             mailing_id = min(due, key=lambda m: (outstanding.get(m, 0), self._last_served.get(m, 0)))
-            if outstanding.get(mailing_id, 0) >= share or not self._release(mailing_id, size):
+            held = outstanding.get(mailing_id, 0)
+            if not may_hold_another(held, sum(outstanding.values()), room) or not self._release(mailing_id, size):
                 due.discard(mailing_id)
                 continue
-            outstanding[mailing_id] = outstanding.get(mailing_id, 0) + 1
+            outstanding[mailing_id] = held + 1
             released += 1
         self._was_idle = not outstanding
         return released

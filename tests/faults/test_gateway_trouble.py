@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.conftest import SystemMaker
-from tests.system import CONCURRENCY, GATEWAY_TOKEN, LATENCY, SENDING_PROCESSES, System
+from tests.system import CONCURRENCY, GATEWAY_TOKEN, LATENCY, SENDING_PROCESSES, System, at_this_load
 
 HALFWAY = 7_000
 
@@ -224,6 +224,22 @@ def test_a_complaining_gateway_is_spared_and_then_given_full_speed_again(make_sy
         system.check(mailing, "gateway bears 200/s only for 12 s", note=f"{complaints} calls were deferred (429)")
         # A complaint defers, it costs no attempt; and most of what we send is not complained about.
         assert most_attempts(system) == 1
+
+
+def test_large_mailings_leave_room_for_a_small_one_at_a_slow_gateway(make_system: SystemMaker) -> None:
+    # Twenty calls a second: the batches of the large ones take minutes.
+    with make_system(faults=[{"kind": "latency", "milliseconds": 2_000}], gateway_concurrency=20) as system:
+        large = [system.start_mailing(7_000, code) for code in ("916", "917")]
+        system.wait(lambda: system.scalar("SELECT count(*) FROM message") == 14_000)
+        system.wait(lambda: system.scalar("SELECT count(DISTINCT mailing_id) FROM batch HAVING count(*) >= 10") == 2)
+        small = system.start_mailing(10, "918")
+        system.wait_for_end(small, 60)
+        assert small.finished_after
+        for mailing in large:
+            assert system.call("POST", f"/mailing/{mailing.id}/cancel/").status_code == 200
+        note = f"one of 10 took {small.finished_after:.1f} s beside them"
+        system.check(large[0], "two mailings before a slow gateway", statuses=("sent", "cancelled"), note=note)
+        assert small.finished_after < at_this_load(20), note
 
 
 @pytest.mark.faults

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from sender.dispatcher import BATCH_SIZE, PIPELINE_SECONDS, places
+from sender.dispatcher import BATCH_SIZE, PIPELINE_SECONDS, may_hold_another, places
 
 PLACES_OF_A_PROCESS = 6
 
@@ -33,3 +35,18 @@ def test_a_slow_gateway_gets_single_messages(rate: float) -> None:
 
 def test_without_senders_there_is_no_place() -> None:
     assert places(0, 100.0)[0] == 0
+
+
+@pytest.mark.parametrize("room", [1, 2, 3, 6, 12, 120])
+def test_one_mailing_alone_has_three_quarters_of_the_places(room: int) -> None:
+    held = 0
+    while may_hold_another(held, held, room):
+        held += 1
+    assert held == math.ceil(room * 0.75)
+
+
+def test_however_much_large_mailings_have_to_send_two_places_in_twelve_are_left_for_another() -> None:
+    assert may_hold_another(5, 9, 12)
+    assert not may_hold_another(5, 10, 12)
+    assert may_hold_another(0, 11, 12)
+    assert not may_hold_another(0, 12, 12)
