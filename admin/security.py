@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import secrets
 from hashlib import sha256
+from itertools import chain
 
 from flask import Flask, Response, abort, current_app, request, session
 from flask.sessions import SecureCookieSessionInterface
@@ -66,7 +67,8 @@ def _refuse_unstorable_text() -> None:
     # PostgreSQL stores no NUL characters: no input field of ours is meant to hold any.
     if request.endpoint in STREAMED_ENDPOINTS:
         return
-    values = [*request.args.values(), *request.form.values()]
+    # `values()` would yield the first of each name only.
+    values = chain(*request.args.listvalues(), *request.form.listvalues())
     if any("\x00" in value for value in values):
         abort(400)
 

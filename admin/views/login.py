@@ -56,7 +56,10 @@ def _form(problem: str | None = None, status: int = 200, email: str = "") -> Res
 
 def _safe_target(target: str) -> str:
     """A page of ours; never another site, however it is spelt."""
-    parts = urlsplit(target)
+    try:
+        parts = urlsplit(target)
+    except ValueError:  # Such as //[ where an IPv6 address would begin.
+        return url_for("dashboard.index")
     is_ours = target.startswith("/") and not target.startswith(("//", "/\\")) and not parts.netloc and not parts.scheme
     if not is_ours or any(ord(character) < 32 or character == "\\" for character in target):
         return url_for("dashboard.index")

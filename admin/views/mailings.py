@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
-from flask import Response
+from flask import Response, url_for
 
 from admin.database import session
 from admin.locale import zone
 from admin.texts import lazy_gettext as _
-from admin.views.base import Keyset, Page, argument_choice, argument_text, expose, keyset, part
+from admin.views.base import Keyset, Page, argument_choice, argument_id, argument_text, expose, keyset, part
 from db.models import Mailing, MailingState
 from db.queries import mailings, statistics
 
@@ -27,14 +27,23 @@ class Mailings(Page):
     @expose("/")
     def index(self) -> Any:
         """Return a page of the list."""
-        wanted, days = _filter()
-        return self.render("mailings.html", wanted=wanted, days=days, states=MailingState, **_rows(wanted))
+        wanted, arguments = _filter()
+        # Not all of what the address holds: url_for would take some names for its own.
+        place: dict[str, Any] = {name: argument_id(name) for name in ("before", "after")}
+        return self.render(
+            "mailings.html",
+            wanted=wanted,
+            arguments=arguments,
+            live_url=url_for("mailings.refresh", **arguments, **place),
+            states=MailingState,
+            **_rows(wanted),
+        )
 
     @expose("/live")
     def refresh(self) -> Response:
         """Return the same rows as they are now."""
-        wanted, days = _filter()
-        return self.live(rows=part("mailing_rows", wanted=wanted, days=days, **_rows(wanted)))
+        wanted, arguments = _filter()
+        return self.live(rows=part("mailing_rows", wanted=wanted, arguments=arguments, **_rows(wanted)))
 
 
 def _rows(wanted: mailings.Filter) -> dict[str, Any]:
@@ -45,7 +54,7 @@ def _rows(wanted: mailings.Filter) -> dict[str, Any]:
     return {"page": found, "counts": statistics.by_mailing(session(), [mailing.id for mailing in found.rows])}
 
 
-def _filter() -> tuple[mailings.Filter, dict[str, str]]:
+def _filter() -> tuple[mailings.Filter, dict[str, Any]]:
     first, last = _day("from"), _day("to")
     wanted = mailings.Filter(
         state=argument_choice("state", MailingState),
@@ -53,7 +62,13 @@ def _filter() -> tuple[mailings.Filter, dict[str, str]]:
         starts_before=_midnight(last + timedelta(days=1)) if last else None,
         is_test=argument_text("kind") == "test",
     )
-    return wanted, {"from": first.isoformat() if first else "", "to": last.isoformat() if last else ""}
+    arguments = {
+        "state": wanted.state.value if wanted.state else "",
+        "from": first.isoformat() if first else "",
+        "to": last.isoformat() if last else "",
+        "kind": "test" if wanted.is_test else "",
+    }
+    return wanted, arguments
 
 
 def _day(name: str) -> date | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from urllib.parse import parse_qsl
 
 import pytest
 import sqlalchemy as sa
@@ -209,19 +211,52 @@ def test_odd_filters_get_a_page(log_in: Callable[[Role], FlaskClient], value: st
             assert "<script>" not in answer.get_data(as_text=True).replace("<script type", "")
 
 
+@pytest.mark.parametrize("argument", ["endpoint=x", "_method=POST", "_scheme=x", "_external=1", "_anchor=x", "self=x"])
+def test_arguments_that_mean_something_to_flask_mean_nothing_to_pages(
+    log_in: Callable[[Role], FlaskClient], argument: str
+) -> None:
+    client = log_in(Role.ADMIN)
+    for path in ("/mailings/", "/messages/", "/clients/", "/imports/", "/audit/", "/mailings/new/"):
+        assert client.get(f"{path}?{argument}").status_code == 200, path
+
+
+def test_the_list_of_mailings_refreshes_what_it_shows(log_in: Callable[[Role], FlaskClient]) -> None:
+    asked = {"state": "draft", "from": "2026-01-01", "to": "2099-01-01", "kind": "test", "before": "77", "after": "5"}
+    page = log_in(Role.VIEWER).get("/mailings/", query_string=asked).get_data(as_text=True)
+
+    found = re.search(r'data-live-url="([^"]+)"', page)
+
+    assert found
+    path, _, query = html.unescape(found[1]).partition("?")
+    assert (path, dict(parse_qsl(query))) == ("/mailings/live", asked)
+
+
 def test_nul_characters_are_refused_everywhere(log_in: Callable[[Role], FlaskClient]) -> None:
     client = log_in(Role.OPERATOR)
     assert client.get("/clients/?tag=%00").status_code == 400
+    assert client.get("/clients/?tag=a&tag=%00").status_code == 400
+    assert send(client, "/mailings/new/preview", tags=["a", "b\x00"]).status_code == 400
     assert send(client, "/clients/new", phone="+79160000001\x00").status_code == 400
 
 
 @pytest.mark.parametrize(
-    "target", ["//evil.example", "https://evil.example", "/\\evil.example", "javascript:alert(1)", "/a\r\nX: y", "evil"]
+    "target",
+    [
+        "//evil.example",
+        "https://evil.example",
+        "/\\evil.example",
+        "javascript:alert(1)",
+        "/a\r\nX: y",
+        "evil",
+        "//[",
+        "http://[",
+    ],
 )
 def test_login_leads_to_no_other_site(app: Flask, filled: sa.Engine, target: str) -> None:  # noqa: ARG001
     client = app.test_client()
     answer = send(client, "/login", email=EMAILS[Role.VIEWER], password=PASSWORD, next=target)
     assert answer.headers["Location"] == "/"
+    assert send(client, "/preferences", next=target).headers["Location"] == "/"
 
 
 def test_account_is_closed_for_a_while_after_too_many_wrong_passwords(app: Flask, filled: sa.Engine) -> None:
