@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from admin.access import person
 from admin.texts import gettext, ngettext
+from common import clocks
 from db import rules
 
 LANGUAGES = {"en": "English", "ru": "Русский"}
@@ -47,7 +48,7 @@ def zone() -> ZoneInfo:
 
 def local(instant: datetime) -> datetime:
     """The instant on this person's clock."""
-    return instant.astimezone(zone())
+    return clocks.local(instant, zone())
 
 
 def zone_label(instant: datetime | None = None) -> str:

@@ -195,10 +195,16 @@ def _instant(form: Form, name: str, kept: Mailing | None) -> datetime | None:
         form.errors[name] = gettext("Please give a date and a time.")
         return None
     try:
-        return datetime.fromisoformat(text).replace(tzinfo=zone()).astimezone(UTC)
-    except (ValueError, OverflowError):
+        typed = datetime.fromisoformat(text)
+    except ValueError:
         form.errors[name] = gettext("There is no such date.")
         return None
+    if not rules.is_known_year(typed):
+        form.errors[name] = gettext(
+            "Please choose a year from %(first)s to %(last)s.", first=rules.FIRST_YEAR, last=rules.LAST_YEAR
+        )
+        return None
+    return typed.replace(tzinfo=zone()).astimezone(UTC)
 
 
 def unix_lines(text: str) -> str:

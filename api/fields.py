@@ -97,7 +97,7 @@ class QueryNumber(Number):
 
 
 class Timestamp(fields.AwareDateTime):
-    """An instant: a time without an offset is refused."""
+    """An instant: a time without an offset is refused, and one that some zone's calendar may lack."""
 
     def _deserialize(self, value: Any, *_place: Any, **_options: Any) -> datetime:
         if not isinstance(value, str) or not (found := _TIMESTAMP.match(value)):
@@ -105,9 +105,12 @@ class Timestamp(fields.AwareDateTime):
         if found[3] is None:
             raise ValidationError("a time needs an offset, such as Z or +03:00")
         try:
-            return datetime.fromisoformat(value.upper()).astimezone(UTC)
+            instant = datetime.fromisoformat(value.upper()).astimezone(UTC)
         except (ValueError, OverflowError):
             raise ValidationError("no such time") from None
+        if not rules.is_known_year(instant):
+            raise ValidationError(f"must be in the years {rules.FIRST_YEAR} to {rules.LAST_YEAR} (UTC)")
+        return instant
 
 
 class Phone(Text):

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 import jinja2
 
-from common import csv_export
+from common import clocks, csv_export
 from db.models import MessageStatus
 from db.queries.reports import MailingInPeriod
 from db.queries.statistics import Counts
@@ -147,7 +147,7 @@ def table(facts: Facts) -> bytes:
     zone = ZoneInfo(facts.period.zone)
 
     def local(at: datetime | None) -> str:
-        return at.astimezone(zone).isoformat() if at else ""
+        return clocks.local(at, zone).isoformat() if at else ""
 
     rows = [list(COLUMNS)]
     for mailing in facts.mailings:

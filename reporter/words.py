@@ -10,6 +10,8 @@ from babel import Locale
 from babel.dates import format_date
 from babel.numbers import format_decimal, format_percent
 
+from common import clocks
+
 LANGUAGES = ("en", "ru")
 
 # Each text as (English, Russian).
@@ -176,15 +178,15 @@ class Words:
 
     def weekday(self, at: datetime) -> str:
         """The column of a day: Mon 16."""
-        return format_date(at.astimezone(self._zone).date(), "EEE d", locale=self._locale)
+        return format_date(clocks.local(at, self._zone).date(), "EEE d", locale=self._locale)
 
     def clock(self, at: datetime) -> str:
         """A time of day."""
-        return f"{at.astimezone(self._zone):%H:%M}"
+        return f"{clocks.local(at, self._zone):%H:%M}"
 
     def moment(self, at: datetime) -> str:
         """A day and time."""
-        return f"{self.day(at.astimezone(self._zone).date())} {self.clock(at)}"
+        return f"{self.day(clocks.local(at, self._zone).date())} {self.clock(at)}"
 
     def reason(self, reason: str) -> str:
         """What a stored reason means, as far as that can be said; the gateway's own words as they are."""

@@ -112,6 +112,8 @@ def test_a_number_of_another_country_needs_its_operator_code(api: Api) -> None:
         ("attributes", {"a": "x" * 17_000}),
         ("opted_out_at", "2026-01-01T00:00:00"),
         ("opted_out_at", "0001-01-01T00:00:00+23:59"),
+        ("opted_out_at", "0001-01-01T00:00:00Z"),
+        ("opted_out_at", "9999-12-31T23:59:59Z"),
         ("opted_out_at", "2026-W01-1T00:00:00Z"),
         ("opted_out_at", "2026-01-01T00:00:00Z\n"),
         ("opted_out_at", 1767225600),

@@ -75,6 +75,9 @@ def test_every_field_given_comes_back(api: Api) -> None:
         ("starts_at", "2099-01-01T00:00:00Z"),  # not before ends_at
         ("ends_at", "2020-01-01T00:00:00Z"),
         ("ends_at", "9999-12-31T23:59:59-01:00"),
+        ("ends_at", "9999-12-31T23:59:59Z"),
+        ("ends_at", "9999-01-01T00:00:00Z"),
+        ("starts_at", "1970-01-01T00:00:00+00:01"),
         ("ends_at", "soon"),
         ("filter", None),
         ("filter", []),
@@ -100,6 +103,14 @@ def test_a_value_that_makes_no_sense_is_refused_by_name(api: Api, field: str, va
     # Which of two times is wrong is a matter of taste.
     assert named == ["ends_at"] if field == "starts_at" and value == MAILING["ends_at"] else named == [field]
     assert api.get("/mailing/").get_json() == []
+
+
+def test_a_time_outside_the_years_we_know_is_refused_with_the_rule(api: Api) -> None:
+    answer = api.post("/mailing/", {**MAILING, "ends_at": "9999-12-31T23:59:59Z"})
+
+    assert answer.get_json()["errors"]["json"] == {"ends_at": ["must be in the years 1970 to 9998 (UTC)"]}
+    furthest = {"starts_at": "1970-01-01T00:00:00Z", "ends_at": "9998-12-31T23:59:59Z"}
+    assert api.post("/mailing/", {**MAILING, **furthest}).status_code == 201
 
 
 @pytest.mark.parametrize("field", ["name", "text", "ends_at"])

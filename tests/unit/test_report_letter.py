@@ -179,6 +179,23 @@ def test_the_table_has_a_row_per_mailing_and_is_safe_in_a_spreadsheet() -> None:
     assert sum(int(rows[0][f"now_{status.value}"]) for status in MessageStatus) == 12_511
 
 
+@pytest.mark.parametrize("zone", ["Europe/Moscow", "America/New_York"])
+def test_a_time_beyond_the_calendar_of_the_zone_does_not_cost_the_report(zone: str) -> None:
+    first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+    facts = busy(
+        period=dataclasses.replace(DAY, zone=zone),
+        mailings=[mailing(starts_at=first, ends_at=last)],
+        waiting=[Waiting(8, "Slow one", MailingState.RUNNING, last, 504)],
+    )
+
+    letter = compose(facts, "en", ADMIN)
+
+    assert "31 Dec" in letter.text
+    assert letter.attachment
+    assert b",9999-12-31T" in letter.attachment[1]
+    assert b",0001-01-01T" in letter.attachment[1]
+
+
 def test_a_blocked_gateway_and_an_expired_mailing_are_warned_of() -> None:
     late = mailing(arrivals=counts(sent=1, expired=1_200))
     letter = compose(busy(mailings=[late], gateway=gateway(GatewayState.BLOCKED, "http_401")), "en", ADMIN)
