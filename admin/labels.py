@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -144,8 +145,6 @@ def reason(stored: str | None) -> str:
     return stored
 
 
-# As the audit log stores instants, in UTC.
-_INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00")
 _COLUMNS = {
     "name": _("name"),
     "text": _("text"),
@@ -174,6 +173,8 @@ _COLUMNS = {
     "retried": _("put back"),
     "reasons": _("reasons"),
 }
+# A text that looks like a time may be anybody's name for something.
+_TIMES = frozenset({"starts_at", "ends_at", "opted_out_at"})
 # What the values of some columns are called.
 _WORDS: Mapping[str, Mapping[Any, LazyString]] = {"state": STATES, "role": ROLES, "scope": SCOPES}
 
@@ -205,9 +206,11 @@ def plain_value(value: Any, name: str = "") -> str:
         value = [f"{key} = {each}" for key, each in value.items()]
     if isinstance(value, list):
         return ", ".join(map(str, value))
-    if isinstance(value, str) and _INSTANT.fullmatch(value):
-        return to_the_second(datetime.fromisoformat(value))
-    return str(value)
+    text = str(value)
+    if name in _TIMES:
+        with contextlib.suppress(ValueError):
+            return to_the_second(datetime.fromisoformat(text))
+    return text
 
 
 def action(stored: str) -> str:

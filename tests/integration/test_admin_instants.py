@@ -67,3 +67,16 @@ def test_an_edit_keeps_an_end_that_the_form_can_show_only_in_part(browser: Flask
     assert answer.status_code == 303
     session.refresh(mailing)
     assert (mailing.name, mailing.ends_at) == ("Renamed", LAST)
+
+
+@pytest.mark.parametrize("name", ["2026-99-99T99:99:99+00:00", "2026-11-24T09:00:00+00:00"])
+def test_the_audit_log_takes_no_name_for_a_time(browser: FlaskClient, session: Session, name: str) -> None:
+    times = {"starts_at": "no time", "ends_at": "2030-02-03T09:00:00+00:00"}
+    audit.record(session, "mailing.create", "mailing:1", after={"name": name, **times})
+    session.commit()
+
+    answer = browser.get("/audit/")
+
+    assert answer.status_code == 200
+    page = answer.get_data(as_text=True)
+    assert all(f"<ins>{text}</ins>" in page for text in (name, "no time", "3 Feb 2030, 12:00:00"))
