@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import mmap
 import os
+import socket
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import gunicorn.util
+import structlog
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 from gunicorn.workers.gthread import ThreadWorker
@@ -18,7 +22,12 @@ from gunicorn.workers.gthread import ThreadWorker
 from common import logs
 from common.settings import Settings
 
+log = structlog.get_logger(__name__)
+
 THREADS = 8
+# Without a byte from a client whose request is not whole, or a byte taken of its answer. A thread waits meanwhile; but
+# on a poor line a packet may have to be sent five times.
+STALL_SECONDS = 20.0
 # How often a process leaves a new connection to one that has fewer before it takes it after all, and for how long.
 LEFT_TO_OTHERS = 5
 LEFT_SECONDS = 0.0005
@@ -35,6 +44,43 @@ def shared_memory() -> str | None:
 # How many connections each worker process holds, or that no thread of it is free; shared by all forked from here.
 _held = memoryview(mmap.mmap(-1, 2 * _SLOTS)).cast("H")
 _held[:] = array("H", [_GONE] * _SLOTS)
+
+
+class ClientSocket(socket.socket):
+    """A client's connection that breaks when the client stalls. gunicorn itself would wait for ever, with a thread."""
+
+    def setblocking(self, flag: bool) -> None:
+        """Wait for the client as long as it does not stall, or not at all."""
+        self.settimeout(STALL_SECONDS if flag else 0.0)
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        """Wait for the next bytes; raise ConnectionResetError when there are none."""
+        with self._breaking_when_stalled():
+            return super().recv(size, flags)
+
+    def sendall(self, data: Any, flags: int = 0, /) -> None:
+        """Send it in as many pieces as the client takes; raise ConnectionResetError when it takes none."""
+        rest = memoryview(data)
+        with self._breaking_when_stalled():
+            while rest:
+                rest = rest[self.send(rest, flags) :]
+
+    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+        """Send a file in the same way."""
+        with self._breaking_when_stalled():
+            return super().sendfile(file, offset, count)
+
+    @contextlib.contextmanager
+    def _breaking_when_stalled(self) -> Iterator[None]:
+        try:
+            yield
+        except TimeoutError:
+            if self.gettimeout() != STALL_SECONDS:
+                raise  # gunicorn's own patience, which is shorter, ran out.
+            log.info("client_stalled", seconds=STALL_SECONDS)
+            with contextlib.suppress(OSError):
+                self.shutdown(socket.SHUT_RD)  # gunicorn would wait for the client once more when it closes.
+            raise ConnectionResetError(errno.ECONNRESET, "the client stalled") from None
 
 
 class EvenWorker(ThreadWorker):
@@ -65,6 +111,9 @@ class EvenWorker(ThreadWorker):
 
     def enqueue_req(self, conn: Any) -> None:
         """Have a thread read and answer the next request of this connection."""
+        if not isinstance(conn.sock, ClientSocket):
+            accepted = conn.sock
+            conn.sock = ClientSocket(accepted.family, accepted.type, accepted.proto, accepted.detach())
         self._busy += 1
         self._tell()
         super().enqueue_req(conn)

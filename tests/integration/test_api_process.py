@@ -27,6 +27,14 @@ from tools.processes import family, free_port, wait_until
 
 ROOT = Path(__file__).parents[2]
 KEY = "operators-own-key"
+STALL_SECONDS = 1.0  # instead of what is shipped
+HALF_REQUESTS = {
+    "head": b"GET /he",
+    "body": b"POST /api/v1/client/ HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\nContent-Length: 99\r\n\r\n{",
+    "chunk": b"POST /api/v1/client/ HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n99\r\n{",
+}
+LARGE_PATH = "/docs/static/swagger-ui/swagger-ui-bundle.js"
 
 
 def _environment(**variables: str) -> dict[str, str]:
@@ -55,13 +63,11 @@ class Served:
 
     def call(self, method: str, path: str, body: str | None = None) -> tuple[int, str]:
         """One request with the key."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=10)
         headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
-        connection.request(method, path, body=body, headers=headers)
-        answer: HTTPResponse = connection.getresponse()
-        text = answer.read().decode()
-        connection.close()
-        return answer.status, text
+        with contextlib.closing(HTTPConnection("127.0.0.1", self.port, timeout=10)) as connection:
+            connection.request(method, path, body=body, headers=headers)
+            answer: HTTPResponse = connection.getresponse()
+            return answer.status, answer.read().decode()
 
     def stop(self) -> tuple[int, list[dict[str, object]]]:
         """SIGTERM; the exit status and the log lines."""
@@ -73,13 +79,29 @@ class Served:
 @pytest.fixture
 def served(database_url: str, engine: sa.Engine, tmp_path: Path) -> Iterator[Served]:
     """The API of a process of its own."""
+    with _serving(database_url, engine, tmp_path, "-m", "api") as started:
+        yield started
+
+
+@pytest.fixture
+def impatient(database_url: str, engine: sa.Engine, tmp_path: Path) -> Iterator[Served]:
+    """The same, with little patience."""
+    patience = f"from common import serving; serving.STALL_SECONDS = {STALL_SECONDS}"
+    with _serving(
+        database_url, engine, tmp_path, "-c", f"{patience}; from api.__main__ import main; main()"
+    ) as started:
+        yield started
+
+
+@contextlib.contextmanager
+def _serving(database_url: str, engine: sa.Engine, tmp_path: Path, *program: str) -> Iterator[Served]:
     with Session(engine) as session, session.begin():
         api_keys.create(session, "test", Scope.FULL, KEY)
     port = free_port()
     log = tmp_path / "api.log"  # A pipe that nobody reads would fill up, and hold the API.
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "api"],
+            [sys.executable, *program],
             cwd=ROOT,
             env=_environment(DATABASE_URL=database_url, API_PORT=str(port)),
             stdout=output,
@@ -173,6 +195,75 @@ def test_a_request_that_no_application_sees_is_refused_in_json(served: Served) -
     head, _, body = answer.partition("\r\n\r\n")
     assert head.startswith("HTTP/1.1 400")
     assert json.loads(body)["code"] == 400
+
+
+@pytest.mark.parametrize("part", HALF_REQUESTS)
+def test_requests_that_never_end_hold_no_thread_for_long(impatient: Served, part: str) -> None:
+    half = HALF_REQUESTS[part].replace(b"%b", KEY.encode())
+    with contextlib.ExitStack() as stack:
+        count = THREADS * len(_worker_processes(impatient)) + 1
+        stalled = [stack.enter_context(_client(impatient)) for _ in range(count)]
+        for client in stalled:
+            client.sendall(half)
+
+        assert impatient.call("GET", "/healthz")[0] == 200
+        begins = {client.recv(12) for client in stalled}
+        assert begins == ({b""} if part == "head" else {b"HTTP/1.1 400"})
+
+    _, lines = impatient.stop()
+    assert sum(line["event"] == "client_stalled" for line in lines) == count
+    assert not any("exception" in line for line in lines)
+
+
+def test_an_answer_that_nobody_reads_holds_no_thread_for_long(impatient: Served) -> None:
+    with contextlib.ExitStack() as stack:
+        count = THREADS * len(_worker_processes(impatient)) + 1
+        for _ in range(count):
+            client = stack.enter_context(_client(impatient, receive_buffer=4096))
+            # The kernel would take one or two answers off the server's hands.
+            client.sendall(f"GET {LARGE_PATH} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * 10)
+
+        assert wait_until(lambda: impatient.log.read_text().count("client_stalled") == count, timeout=20)
+        assert impatient.call("GET", "/healthz")[0] == 200
+
+    _, lines = impatient.stop()
+    assert not any("exception" in line for line in lines)
+
+
+def test_a_slow_line_is_waited_for(impatient: Served) -> None:
+    pieces = [b"phone\n", *(b"+7916123456%d\n" % number for number in range(8))]
+    head = f"POST /api/v1/client/import/ HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+    head += f"Content-Type: text/csv\r\nContent-Length: {sum(map(len, pieces))}\r\n\r\n"
+    with _client(impatient) as client:
+        for piece in (head.encode(), *pieces):
+            client.sendall(piece)
+            time.sleep(0.3 * STALL_SECONDS)
+
+        assert client.recv(4096).startswith(b"HTTP/1.1 202")
+
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(_client(impatient, receive_buffer=4096))
+        client.sendall(f"GET {LARGE_PATH} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        answer = stack.enter_context(client.makefile("rb"))
+        begin = time.monotonic()
+        fields, _, body = answer.read(4096).partition(b"\r\n\r\n")
+        length = next(int(line[16:]) for line in fields.splitlines() if line.lower().startswith(b"content-length: "))
+        while time.monotonic() < begin + 3 * STALL_SECONDS:
+            body += answer.read(4096)
+            time.sleep(0.05 * STALL_SECONDS)
+        body += answer.read()
+
+        assert len(body) == length > 1_000_000
+
+
+@contextlib.contextmanager
+def _client(served: Served, receive_buffer: int | None = None) -> Iterator[socket.socket]:
+    with socket.socket() as client:
+        if receive_buffer:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        client.settimeout(15)
+        client.connect(("127.0.0.1", served.port))
+        yield client
 
 
 @pytest.mark.parametrize(
