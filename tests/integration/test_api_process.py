@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import statistics
@@ -185,6 +186,13 @@ def test_metrics_are_those_of_all_workers_together(served: Served) -> None:
     _, text = served.call("GET", "/metrics")
 
     assert 'mailing_api_requests_total{method="GET",route="/api/v1/client/",status="200"} 40.0' in text
+
+
+def test_every_metric_is_documented(served: Served) -> None:
+    _, text = served.call("GET", "/metrics")
+
+    documented = re.findall(r"^\| `(mailing_\w+)", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    assert set(documented) == set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
 
 
 def test_a_request_that_no_application_sees_is_refused_in_json(served: Served) -> None:
