@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 from playwright.sync_api import Browser, Page, sync_playwright
 from sqlalchemy import create_engine
@@ -20,6 +19,7 @@ from db.engine import normalise_url
 from db.models import Role
 from db.queries import users
 from tools.processes import Process, free_port, wait_until
+from tools.supervisor import answers
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = "/usr/bin/chromium"
@@ -58,12 +58,7 @@ class AdminSite:
                 if users.find(session, email) is None:
                     users.create(session, email, PASSWORD, role)
         self.process.launch()
-        assert wait_until(self._answers, 60), self.process.log.read_text()
-
-    def _answers(self) -> bool:
-        with contextlib.suppress(OSError):
-            return bool(urlopen(f"{self.url}/readyz", timeout=3).status == 200)
-        return False
+        assert wait_until(lambda: answers(f"{self.url}/readyz"), 60), self.process.log.read_text()
 
     @contextlib.contextmanager
     def session(self) -> Iterator[Session]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email import message_from_bytes, policy
 from email.message import EmailMessage
+from pathlib import Path
 from typing import Any, Self
 
 from aiosmtpd.controller import Controller
@@ -90,8 +91,8 @@ def listener(behave: Callable[[socket.socket], None]) -> Iterator[int]:
         thread.join(timeout=10)
 
 
-def server_context(certificate: str, key: str) -> ssl.SSLContext:
-    """TLS as a server speaks it."""
+def server_context(certificate: Path) -> ssl.SSLContext:
+    """TLS as a server speaks it, with `cert.pem` and `key.pem` of this folder."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
     return context

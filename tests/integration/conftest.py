@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import select
+import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,6 +81,17 @@ def listening(engine: sa.Engine, channel: str) -> Iterator[Callable[[int], list[
 
         yield wait_for
         connection.invalidate()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `cert.pem` for this machine, which only its own copy vouches for, and `key.pem`."""
+    folder = tmp_path_factory.mktemp("tls")
+    request = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    files = ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
+    subprocess.run([*request.split(), *names, *files], check=True, capture_output=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import socketserver
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -270,17 +269,6 @@ def forgetful_gateway() -> Iterator[tuple[str, list[int]]]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}", requests
         server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tls")
-    command = (
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
-    )
-    files = ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
-    subprocess.run([*command.split(), *files], check=True, capture_output=True)
-    return folder
 
 
 def test_tls_is_verified(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:

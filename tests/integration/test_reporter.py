@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import socket
-import subprocess
 import threading
 import time as clock
 from collections.abc import Callable, Iterator
@@ -383,42 +382,14 @@ def test_a_mistake_in_one_report_holds_up_no_other(bench: Bench) -> None:
 # Transport ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """A certificate for 127.0.0.1 that only its own copy vouches for."""
-    directory: Path = tmp_path_factory.mktemp("tls")
-    files = str(directory / "certificate.pem"), str(directory / "key.pem")
-    subprocess.run(
-        [
-            *(
-                "openssl",
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:P-256",
-                "-nodes",
-                "-days",
-                "2",
-            ),
-            *("-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
-            *("-out", files[0], "-keyout", files[1]),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return files
-
-
 def accept_login(_server: Any, _session: Any, _envelope: Any, _mechanism: str, data: Any) -> AuthResult:
     """The one account there is."""
     return AuthResult(success=(data.login, data.password) == (b"user", b"right"), handled=False)
 
 
-def test_a_login_over_starttls(bench: Bench, certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", certificate[0])
-    context = server_context(*certificate)
+def test_a_login_over_starttls(bench: Bench, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate / "cert.pem"))
+    context = server_context(certificate)
     with MailServer(
         tls_context=context, require_starttls=True, authenticator=accept_login, auth_required=True
     ) as server:
@@ -441,15 +412,15 @@ def test_a_login_over_starttls(bench: Bench, certificate: tuple[str, str], monke
 
 
 def test_tls_from_the_first_byte_to_a_server_that_is_vouched_for(
-    bench: Bench, certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+    bench: Bench, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with MailServer(ssl_context=server_context(*certificate)) as server:
+    with MailServer(ssl_context=server_context(certificate)) as server:
         reporter = bench.reporter(email_port=server.port, email_use_ssl=True, report_recipients=(ANNA,))
         reporter.plan()
         assert reporter.deliver() == 0
         assert (bench.rows()[0].last_error or "").startswith("tls: ")
 
-        monkeypatch.setenv("SSL_CERT_FILE", certificate[0])
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate / "cert.pem"))
         bench.pass_time()
         assert reporter.deliver() == 1
         assert server.subjects() == [YESTERDAY]
