@@ -9,7 +9,7 @@ import codecs
 import csv
 import io
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -216,6 +216,7 @@ def _check_columns(columns: list[str]) -> None:
         raise UnreadableFileError(
             f"The header has no column '{PHONE_COLUMN}'; its columns are {found or 'without names'}."
         )
+    times = Counter(known)
     for name in names:
-        if known.count(name.lower()) > 1:
+        if times[name.lower()] > 1:
             raise UnreadableFileError(f"The header names the column '{name[:50]}' twice.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -151,6 +152,18 @@ def test_more_rows_than_can_be_imported_are_refused(monkeypatch: pytest.MonkeyPa
 )
 def test_file_that_is_no_list_of_clients_is_refused_with_the_reason(content: bytes, reason: str) -> None:
     assert reason in refusal(content)
+
+
+def test_header_of_a_great_many_names_is_judged_at_once() -> None:
+    # The delimiter is told from the first line, which may not be that long.
+    header = 'phone,"two\nlines",' + ",".join(f"{number:x}" for number in range(45_000))
+    assert 200_000 < len(header) < csv_rows.MAX_ROW_CHARACTERS
+    begin = time.process_time()
+
+    Table([header.encode()])
+    assert "'aaa' twice" in refusal(f"{header},aaa\n")
+
+    assert time.process_time() - begin < 2  # Counting each name among all took 20 s.
 
 
 def test_wrong_encoding_far_into_the_file_names_its_line() -> None:
