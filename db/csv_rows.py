@@ -22,6 +22,8 @@ MAX_ROWS = 10_000_000
 MAX_UNCLOSED_QUOTES = 1000
 PHONE_COLUMN = "phone"
 
+_CELL_BYTES = 50
+
 _SIGNATURES = {
     b"PK\x03\x04": "This is an Excel file (or another ZIP archive): save it as CSV UTF-8.",
     b"\xd0\xcf\x11\xe0": "This is an old Excel file: save it as CSV UTF-8.",
@@ -42,6 +44,11 @@ class Row(NamedTuple):
     line: int
     cells: list[str]
     problem: str | None = None
+
+    @property
+    def size(self) -> int:
+        """About how many bytes of memory it takes; most of them for what Python keeps of every cell, however short."""
+        return sum(map(len, self.cells)) + _CELL_BYTES * len(self.cells)
 
 
 class Table:

@@ -28,6 +28,8 @@ LEASE = timedelta(seconds=15)
 # How long a published job may wait for a free worker until it is published again.
 PICK_UP = timedelta(seconds=30)
 SHOWN_ERRORS = 100
+# As JSON; in Python they take a multiple, and whoever downloads them may be one of several.
+REJECTED_BYTES = 4 * 1024 * 1024
 
 
 # --- the uploader's side
@@ -95,12 +97,21 @@ def errors(session: Session, import_id: int) -> list[tuple[int, str]]:
 
 
 def rejected_after(session: Session, import_id: int, line: int, limit: int) -> list[RejectedRow]:
-    """The rejected rows that start below this line, in the order of the file."""
-    statement = (
-        sa.select(RejectedRowTable.line, RejectedRowTable.reason, RejectedRowTable.row)
+    """The next rejected rows that start below this line, in the order of the file; of wide ones fewer than `limit`."""
+    # PostgreSQL knows how long a text is without reading it.
+    size = sa.func.octet_length(RejectedRowTable.row)
+    before = sa.func.sum(size).over(order_by=RejectedRowTable.line) - size
+    following = (
+        sa.select(RejectedRowTable.line, RejectedRowTable.reason, RejectedRowTable.row, before.label("before"))
         .where(RejectedRowTable.import_id == import_id, RejectedRowTable.line > line)
         .order_by(RejectedRowTable.line)
         .limit(limit)
+        .subquery()
+    )
+    statement = (
+        sa.select(following.c.line, following.c.reason, following.c.row)
+        .where(following.c.before < REJECTED_BYTES)
+        .order_by(following.c.line)
     )
     return [RejectedRow(found.line, found.reason, orjson.loads(found.row)) for found in session.execute(statement)]
 

@@ -188,8 +188,8 @@ def test_refused_file_leaves_nothing_behind(engine: sa.Engine) -> None:
     assert (count(engine, ImportJob), count(engine, ImportChunk)) == (0, 0)
 
 
-def test_many_rows_in_bounded_memory(engine: sa.Engine, database_url: str) -> None:
-    import_id = upload(engine, numbered(100_000))
+def memory_of_import(database_url: str, import_id: int) -> int:
+    """By how many MB a process grows that imports this; the code itself takes some."""
     program = (
         "import resource, sys\n"
         "from db.engine import make_engine\n"
@@ -199,14 +199,35 @@ def test_many_rows_in_bounded_memory(engine: sa.Engine, database_url: str) -> No
         "run_import(make_engine(sys.argv[1], 'import'), int(sys.argv[2]), 'worker')\n"
         "print(peak() - before)\n"
     )
-
     done = subprocess.run(
         [sys.executable, "-c", program, database_url, str(import_id)], check=True, capture_output=True, text=True
     )
+    return int(done.stdout.split()[-1])
+
+
+def test_many_rows_in_bounded_memory(engine: sa.Engine, database_url: str) -> None:
+    import_id = upload(engine, numbered(100_000))
+
+    assert memory_of_import(database_url, import_id) < 60  # The rows alone would take 100.
 
     assert counts(job_of(engine, import_id)) == (100_000, 100_000, 100_000, 0, 0)
     assert count(engine, Client) == 100_000
-    assert int(done.stdout.split()[-1]) < 60  # MB, of which the code itself takes some; the rows alone would take 100
+
+
+@pytest.mark.parametrize("row", [b"+79161234567," + b"x" * 250_000 + b"\n", b"," * 250_000 + b"x\n"])
+def test_wide_rows_in_bounded_memory(engine: sa.Engine, database_url: str, row: bytes) -> None:
+    import_id = upload(engine, [b"phone,name\n", *[row] * 100])
+
+    assert memory_of_import(database_url, import_id) < 60  # All together would take 200, as lists and as JSON.
+
+    assert counts(job_of(engine, import_id)) == (100, 100, 0, 0, 100)
+    with Session(engine) as session:
+        pages, line = [], 1
+        while page := imports.rejected_after(session, import_id, line, 1000):
+            pages.append(page)
+            line = page[-1].line
+    assert [found.line for page in pages for found in page] == list(range(2, 102))
+    assert max(map(len, pages)) < 50
 
 
 def start_import(database_url: str, import_id: int) -> subprocess.Popen[bytes]:
