@@ -89,6 +89,7 @@ def test_an_outage_costs_a_message_with_hardly_another_beside_it_two_attempts_at
         assert most_attempts(system) <= 2 + 1
 
 
+@pytest.mark.faults
 def test_a_message_that_the_gateway_always_answers_badly_fails_in_the_end(make_system: SystemMaker) -> None:
     with make_system(faults=[{"kind": "status", "status": 500}], gateway_max_attempts=3) as system:
         mailing = system.start_mailing(1)
@@ -192,6 +193,7 @@ def test_the_rate_limit_is_held_and_reached(make_system: SystemMaker, limit: int
         assert average >= limit * 0.98
 
 
+@pytest.mark.faults
 def test_a_sender_that_does_not_know_the_time_and_the_limit_makes_no_call(make_system: SystemMaker) -> None:
     limit = 50
     with make_system(gateway_rate_limit=limit) as system:
@@ -226,6 +228,7 @@ def test_a_complaining_gateway_is_spared_and_then_given_full_speed_again(make_sy
         assert most_attempts(system) == 1
 
 
+@pytest.mark.faults
 def test_large_mailings_leave_room_for_a_small_one_at_a_slow_gateway(make_system: SystemMaker) -> None:
     # Twenty calls a second: the batches of the large ones take minutes.
     with make_system(faults=[{"kind": "latency", "milliseconds": 2_000}], gateway_concurrency=20) as system:
