@@ -42,7 +42,8 @@ POSTGRESQL_SETTINGS = {
     "random_page_cost": "1.1",
     "jit": "off",
     "autovacuum_naptime": "15s",
-    "log_min_duration_statement": "2s",
+    "log_min_error_statement": "panic",
+    "log_error_verbosity": "terse",
 }
 # For tests, which would lose their data in a power cut only. (Without synchronous_commit a kill -9 would do, too.)
 POSTGRESQL_SETTINGS_WITHOUT_DISKS = {"fsync": "off", "full_page_writes": "off"}

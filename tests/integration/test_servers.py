@@ -65,6 +65,20 @@ def test_postgresql_asks_for_its_password(tmp_path: Path) -> None:
     server.remove()
 
 
+def test_postgresql_logs_errors_and_no_personal_data(tmp_path: Path) -> None:
+    with PostgreSQL(tmp_path, without_disks=True) as server:
+        server.execute("CREATE TABLE person (phone text UNIQUE)", "mailings")
+        add = "INSERT INTO person VALUES ('+79161234567')"
+        server.execute(add, "mailings")
+        with pytest.raises(psycopg2.errors.UniqueViolation):
+            server.execute(add, "mailings")
+        server.stop()
+        log = server.log.read_text()
+        assert "duplicate key value" in log
+        assert "9161234567" not in log
+    server.remove()
+
+
 def test_server_works_below_a_directory_that_its_account_cannot_enter(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
