@@ -16,7 +16,7 @@ from admin.database import session
 from admin.locale import local, number
 from admin.texts import gettext, ngettext
 from admin.views.base import EXPORTED_AT_ONCE, Page, apply, csv_download, expose, go, notify, part
-from db.models import Mailing, MailingState, MessageStatus, Role
+from db.models import Mailing, MessageStatus, Role
 from db.queries import audit, dashboard, failures, gateway, mailings, messages, previews, statistics
 from db.queries.messages import MessageRow
 
@@ -26,14 +26,8 @@ _COLUMNS_AT_MOST = 90
 _STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 240, 480, 1440)  # minutes that a column may stand for
 _PREVIEW_PATIENCE_SECONDS = 2.0
 
-# What can be done in which state, in the order of the buttons.
-_ACTIONS: dict[str, tuple[MailingState, ...]] = {
-    "start": (MailingState.DRAFT,),
-    "pause": (MailingState.SCHEDULED, MailingState.RUNNING),
-    "resume": (MailingState.PAUSED,),
-    "retry-failed": (MailingState.RUNNING, MailingState.PAUSED, MailingState.COMPLETED),
-    "cancel": (MailingState.DRAFT, MailingState.SCHEDULED, MailingState.RUNNING, MailingState.PAUSED),
-}
+# In the order of the buttons.
+_ACTIONS = ("start", "pause", "resume", "retry-failed", "cancel")
 # The others are done at once: they can be taken back.
 CONFIRMED = ("start", "cancel", "retry-failed", "delete")
 
@@ -117,7 +111,7 @@ def possible_actions(mailing: Mailing, failed: int, now: datetime) -> list[str]:
     """What this person can do with this mailing now."""
     if not logged_in().may(Role.OPERATOR):
         return []
-    found = [name for name, states in _ACTIONS.items() if mailing.state in states]
+    found = [name for name in _ACTIONS if mailing.state in mailings.ACTIONS[name]]
     if not failed or mailing.ends_at <= now:
         found = [name for name in found if name != "retry-failed"]
     return found

@@ -24,12 +24,15 @@ _EDITABLE_AFTER_START = frozenset({"name", "ends_at", "window_from", "window_to"
 # The names that people know a column by.
 _FIELDS = {"operator_codes": "filter", "tags": "filter", "window_from": "send_window", "window_to": "send_window"}
 
-_ACTIONS = {
-    "start": ((MailingState.DRAFT,), "started"),
-    "pause": ((MailingState.SCHEDULED, MailingState.RUNNING), "paused"),
-    "resume": ((MailingState.PAUSED,), "resumed"),
-    "cancel": ((MailingState.DRAFT, MailingState.SCHEDULED, MailingState.RUNNING, MailingState.PAUSED), "cancelled"),
+# What can be done with a mailing in which state.
+ACTIONS: Mapping[str, tuple[MailingState, ...]] = {
+    "start": (MailingState.DRAFT,),
+    "pause": (MailingState.SCHEDULED, MailingState.RUNNING),
+    "resume": (MailingState.PAUSED,),
+    "retry-failed": (MailingState.RUNNING, MailingState.PAUSED, MailingState.COMPLETED),
+    "cancel": (MailingState.DRAFT, MailingState.SCHEDULED, MailingState.RUNNING, MailingState.PAUSED),
 }
+_PARTICIPLES = {"start": "started", "pause": "paused", "resume": "resumed", "cancel": "cancelled"}
 
 # A row of `mailing` as it was read, for those who change nothing: an object of the session costs more.
 MailingRow = sa.Row[*tuple[Any, ...]]
@@ -187,7 +190,7 @@ def edit(session: Session, mailing_id: int, changes: Mapping[str, Any], now: dat
 
 def control(session: Session, mailing_id: int, action: str, now: datetime) -> Mailing:
     """`start`, `pause`, `resume` or `cancel`; raise MissingError, or ConflictError with the reason."""
-    expected, participle = _ACTIONS[action]
+    expected = ACTIONS[action]
     conditions = [Mailing.id == mailing_id, Mailing.deleted_at.is_(None), Mailing.state.in_(expected)]
     if action == "start":
         conditions.append(Mailing.ends_at > now)
@@ -203,7 +206,7 @@ def control(session: Session, mailing_id: int, action: str, now: datetime) -> Ma
     found = get(session, mailing_id)
     if found.state in expected:
         raise ConflictError("its end time has passed: it cannot be started", field="ends_at")
-    raise ConflictError(f"a {found.state} mailing cannot be {participle}", field="state")
+    raise ConflictError(f"a {found.state} mailing cannot be {_PARTICIPLES[action]}", field="state")
 
 
 def _effect(action: str, now: datetime) -> dict[str, Any]:
@@ -278,7 +281,7 @@ def retry_failed(
 
 
 def _check_retriable(mailing: Mailing, now: datetime) -> None:
-    if mailing.state not in (MailingState.RUNNING, MailingState.PAUSED, MailingState.COMPLETED):
+    if mailing.state not in ACTIONS["retry-failed"]:
         raise ConflictError(f"a {mailing.state} mailing has nothing to retry", field="state")
     if mailing.ends_at <= now:
         raise ConflictError("its end time has passed: nothing can be sent any more", field="ends_at")
