@@ -52,30 +52,32 @@ def call_with_ours(url: str, calls: int, in_flight: int) -> None:
     from sender.gateway import GatewayClient
     from sender.outcomes import Terms
     from sender.pacer import Pacer
+    from sender.recorder import GROUP_SECONDS
 
     class Sink:
-        """Counts as the recorder does, and frees the places in groups as it does."""
+        """Counts as the recorder does, and frees the places as often as it does."""
 
         def __init__(self) -> None:
             self.good = 0
-            self.ended = threading.Event()
             self._seen = 0
-            self._unfreed = 0
+            self._freed = 0
 
         def put(self, delivery: Delivery, results: Sequence[Result]) -> None:
             delivery.note_recorded(len(results))
             self._seen += len(results)
-            self._unfreed += len(results)
             self.good += sum(
                 isinstance(result, Called) and result.judgement.verdict is Verdict.ACCEPTED for result in results
             )
-            if self._unfreed >= group or self._seen == calls:
-                client.recorded(Counter({1: self._unfreed}))
-                self._unfreed = 0
-            if self._seen == calls:
-                self.ended.set()
 
-    group = in_flight // 5
+        def free_places(self) -> None:
+            """Until all calls have ended."""
+            deadline = time.monotonic() + 300
+            while self._freed < calls and time.monotonic() < deadline:
+                time.sleep(GROUP_SECONDS)
+                unfreed = self._seen - self._freed
+                client.recorded(Counter({1: unfreed}))
+                self._freed += unfreed
+
     # A pacer that was told no rate sets no limit, and needs no database.
     client = GatewayClient(url, "bench", TIMEOUT_SECONDS, in_flight, Pacer(sessionmaker()))
     sink = Sink()
@@ -89,7 +91,7 @@ def call_with_ours(url: str, calls: int, in_flight: int) -> None:
         batch = TakenBatch(first, 1, TEXT, Standing(True, ends_at, None), False, recipients)
         todo = [Call(recipient, PHONE, TEXT) for recipient in recipients]
         client.submit(Delivery(batch, Terms(ends_at, None, False, 20), todo, DatabaseClock(), 3600.0, sink))
-    sink.ended.wait(300)
+    sink.free_places()
     client.close()
     if sink.good != calls:
         raise CallError(f"{sink.good} of {calls} were accepted")
