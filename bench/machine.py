@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import ssl
 import subprocess
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class Machine:
     python: str
     postgresql: str
     rabbitmq: str
-    libcurl: str
+    openssl: str
     load: float  # over the last minute, when the run began
     commit: str
 
@@ -33,7 +34,7 @@ class Machine:
         """A line for below a heading."""
         return (
             f"{self.cores} cores of {self.processor}, {self.memory_gib:.0f} GiB, {self.system}, "
-            f"Python {self.python}, PostgreSQL {self.postgresql}, RabbitMQ {self.rabbitmq}, libcurl {self.libcurl}; "
+            f"Python {self.python}, PostgreSQL {self.postgresql}, RabbitMQ {self.rabbitmq}, {self.openssl}; "
             f"load at the start {self.load:.1f}"
         )
 
@@ -48,7 +49,7 @@ def look() -> Machine:
         python=platform.python_version(),
         postgresql=_output(str(postgresql_programs() / "postgres"), "--version").split()[2],
         rabbitmq=_rabbitmq(),
-        libcurl=_libcurl(),
+        openssl=" ".join(ssl.OPENSSL_VERSION.split()[:2]),
         load=round(os.getloadavg()[0], 2),
         commit=_commit(),
     )
@@ -65,12 +66,6 @@ def _processor() -> str:
 def _rabbitmq() -> str:
     # Read from where the program lies: asking it starts an Erlang machine for two seconds.
     return (RABBITMQ_PROGRAMS / "rabbitmq-server").resolve().parents[1].name.rpartition("-")[2]
-
-
-def _libcurl() -> str:
-    import pycurl
-
-    return str(pycurl.version_info()[1])
 
 
 def _commit() -> str:

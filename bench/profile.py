@@ -41,13 +41,13 @@ class Rule:
 # C code does shows as the line that calls it.
 RULES = (
     Rule("JSON", r"", r"\borjson\."),
-    Rule("libcurl on the network", r"/sender/gateway\.py$", r"\.socket_action\("),
-    Rule("libcurl's calls begun and read", r"/sender/gateway\.py$", r"_multi\.|\.setopt\(|\.getinfo\(|pycurl\.Curl"),
-    Rule("waking up and polling", r"/sender/gateway\.py$", r"_epoll\.|eventfd|time\.sleep"),
+    Rule("sockets and TLS", r"/sender/connection\.py$", r"_socket\.|\.wrap_socket\("),
+    Rule("reading HTTP", r"/sender/connection\.py$", r"\.feed_data\(|def on_|HttpResponseParser"),
+    Rule("waking up and polling", r"/sender/(gateway|exchanges)\.py$", r"_epoll\.|eventfd|time\.sleep"),
     # A thread whose wait is over, and that waits for a core now: pika's and Dramatiq's look round ten times a second.
     Rule("waking up and polling", r"/(threading|select_connection)\.py$", r"\.acquire\(|\.poll\("),
     Rule("judging answers", r"/sender/answers\.py$"),
-    Rule("the client's own loop", r"/sender/(gateway|delivery|pacer)\.py$"),
+    Rule("the client's own loop", r"/sender/(gateway|exchanges|connection|delivery|pacer|limit)\.py$"),
     Rule(
         "psycopg2: values, statements, commits",
         r"/sqlalchemy/engine/default\.py$",

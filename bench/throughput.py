@@ -31,7 +31,6 @@ class Scenario:
     name: str
     gateway: Callable[[], AbstractContextManager[Gateway]]
     connections: int = CONNECTIONS  # of wrk
-    reference: str = "wrk"
 
 
 def run(bench: Bench) -> Iterator[Figure]:
@@ -46,9 +45,6 @@ def scenarios(bench: Bench) -> list[Scenario]:
     found = [
         Scenario("0 ms", lambda: NginxGateway(directory)),
         Scenario("0 ms, TLS", lambda: NginxGateway(directory, authority)),
-        Scenario(
-            "0 ms, TLS, HTTP/2", lambda: NginxGateway(directory, authority, http2=True), reference="wrk, HTTP/1.1"
-        ),
         Scenario("0 ms, simulator", SimulatorGateway),
         Scenario("0 ms, simulator, TLS", lambda: SimulatorGateway(0, authority)),
     ]
@@ -95,7 +91,7 @@ def _measure(bench: Bench, scenario: Scenario) -> Iterator[Figure]:
             System(bench, database, gateway, sending_processes=SENDING_PROCESSES) as system,
         ):
             sending = system.send_mailing()
-    yield from figures(scenario.name, sending, load.rate, f"{scenario.reference}, {scenario.connections} connections")
+    yield from figures(scenario.name, sending, load.rate, f"wrk, {scenario.connections} connections")
 
 
 def best_load(bench: Bench, gateway: Gateway, connections: int) -> Load:

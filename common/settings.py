@@ -94,6 +94,12 @@ def _http_url(value: str | None) -> str | None:
     return value.rstrip("/")
 
 
+def _token(value: str | None) -> str | None:
+    if value and not (value.isascii() and value.isprintable()):
+        raise EnvError("must be one line of printable ASCII characters: it goes into a header")
+    return value
+
+
 def _email(value: str) -> str:
     name, at, domain = value.rpartition("@")
     if not (at and name and domain) or any(character.isspace() for character in value):
@@ -145,7 +151,7 @@ def load() -> Settings:
         secret_key=_read("SECRET_KEY", env.str, None),
         api_key=_read("API_KEY", env.str, None),
         gateway_url=_read("GATEWAY_URL", env.str, None, check=_http_url),
-        gateway_token=_read("GATEWAY_TOKEN", env.str, None),
+        gateway_token=_read("GATEWAY_TOKEN", env.str, None, check=_token),
         gateway_rate_limit=_read("GATEWAY_RATE_LIMIT", env.int, 0, validate=Range(min=0, max=1_000_000)),
         gateway_timeout=_read("GATEWAY_TIMEOUT", env.float, 10.0, validate=Range(min=0.1, max=300)),
         gateway_concurrency=_read("GATEWAY_CONCURRENCY", env.int, CONCURRENCY, validate=Range(min=1, max=20_000)),

@@ -32,7 +32,7 @@ RUN = Run(
         python="3.11.2",
         postgresql="15.1",
         rabbitmq="3.10.8",
-        libcurl="8.1",
+        openssl="OpenSSL 3.1",
         load=0.5,
         commit="abc1234",
     ),

@@ -1,0 +1,443 @@
+"""HTTP/1.1 to one server over sockets that never wait: what a call needs, and no more.
+
+TLS is the standard library's and answers are read by llhttp (httptools), both in C. What is left is a conversation in
+turns: one request, one answer, and the connection is free for the next. Why there is no HTTP library here is in
+docs/decisions.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import select
+import socket
+import ssl
+import threading
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from enum import Enum, auto
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+from urllib.request import getproxies_environment, proxy_bypass
+
+import certifi
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+
+from common.settings import SettingsError
+from sender.answers import Answer, Fault
+
+BODY_LIMIT_BYTES = 64 * 1024  # A real answer has some dozen bytes; ten megabytes are not read.
+ANSWER_LIMIT_BYTES = 128 * 1024  # with its headers
+READ_BYTES = WRITE_BYTES = 16 * 1024  # at once; what a record of TLS holds
+# Addresses are looked up anew after this time, and somewhat sooner when one did not answer.
+FRESH_SECONDS = 60.0
+DOUBTED_SECONDS = 5.0
+
+_HEADERS = frozenset({b"content-length", b"transfer-encoding", b"retry-after"})  # the ones that are read
+_READ, _WRITE = select.EPOLLIN, select.EPOLLOUT
+_NOT_YET = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+Address = tuple[int, int, int, Any]  # family, kind, protocol, address: what a socket is made of
+
+
+class Addresses:
+    """The addresses of a host. A name server may take its time, so it is asked on a thread of its own."""
+
+    def __init__(self, host: str, port: int, *, wake: Callable[[], None]) -> None:
+        """`wake` is called, on that thread, when there is news."""
+        self.known: list[Address] = []  # the one to try first comes first
+        self.is_looking = False
+        self._host, self._port = host, port
+        self._wake = wake
+        self._fresh_until = -math.inf
+
+    def refresh(self, now: float) -> None:
+        """Have them looked up if they are not known, or not fresh at this monotonic time."""
+        if not self.is_looking and (not self.known or now >= self._fresh_until):
+            self.is_looking = True
+            self._fresh_until = now + FRESH_SECONDS
+            threading.Thread(target=self._look_up, name="resolver", daemon=True).start()
+
+    def prefer(self, address: Address) -> None:
+        """Try this one first, which has just worked."""
+        if address in self.known and self.known[0] != address:
+            self.known.remove(address)
+            self.known.insert(0, address)
+
+    def doubt(self, now: float) -> None:
+        """Look them up again soon: one did not answer."""
+        self._fresh_until = min(self._fresh_until, now + DOUBTED_SECONDS)
+
+    def _look_up(self) -> None:
+        try:
+            found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+            self.known = [(family, kind, protocol, address) for family, kind, protocol, _, address in found]
+        except (OSError, UnicodeError):
+            pass  # Those of before may still be right: the name server has trouble, not the gateway.
+        finally:
+            self.is_looking = False
+            self._wake()
+
+
+class Origin:
+    """Where the gateway is and how it is spoken to: what all connections have in common.
+
+    As usual a proxy is taken from HTTP_PROXY or HTTPS_PROXY, unless NO_PROXY names the host. Raises SettingsError for
+    a proxy that is itself spoken to over TLS.
+    """
+
+    def __init__(self, url: str, headers: Mapping[str, str], wake: Callable[[], None]) -> None:
+        parts = urlsplit(url)
+        secure = parts.scheme == "https"
+        self.host = (parts.hostname or "").encode("idna").decode()
+        port = parts.port or (443 if secure else 80)
+        proxy = _proxy(parts.scheme, self.host)
+        self.tls = _tls_context() if secure else None
+        self.session: ssl.SSLSession | None = None  # of the last connection, for the next one to resume
+        self.tunnel: bytes | None = None  # how to ask a proxy for one
+        self.addresses = Addresses(*(proxy.address if proxy else (self.host, port)), wake=wake)
+        name = f"[{self.host}]" if ":" in self.host else self.host
+        authority = f"{name}:{port}" if parts.port else name
+        target = quote(parts.path, safe="/%:@!$&'()*+,;=~")
+        headers = {"Host": authority, "User-Agent": "mailings", **headers}
+        if proxy and secure:
+            asked = {"Host": f"{name}:{port}", **proxy.headers}
+            self.tunnel = _lines(f"CONNECT {name}:{port} HTTP/1.1", asked) + b"\r\n"
+        elif proxy:
+            target = f"http://{authority}{target}"
+            headers |= proxy.headers
+        self._before = f"POST {target}/send/".encode()
+        self._after = _lines(" HTTP/1.1", headers) + b"Content-Length: "
+
+    def request(self, message_id: int, body: bytes) -> bytes:
+        """What is written for one message."""
+        return b"%b%d%b%d\r\n\r\n%b" % (self._before, message_id, self._after, len(body), body)
+
+
+class _Proxy:
+    """Where a proxy is, and what it wants to be told."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        if parts.scheme != "http" or not parts.hostname:
+            raise SettingsError("HTTP_PROXY and HTTPS_PROXY must be http:// addresses")
+        self.address = (parts.hostname, parts.port or 80)
+        self.headers = {}
+        if parts.username:
+            user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            self.headers["Proxy-Authorization"] = f"Basic {b64encode(user.encode()).decode()}"
+
+
+def _proxy(scheme: str, host: str) -> _Proxy | None:
+    url = getproxies_environment().get(scheme)
+    return _Proxy(url) if url and not proxy_bypass(host) else None
+
+
+def _tls_context() -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=ssl.get_default_verify_paths().cafile or certifi.where())
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _lines(first: str, headers: Mapping[str, str]) -> bytes:
+    return "".join(f"{line}\r\n" for line in (first, *(f"{n}: {v}" for n, v in headers.items()))).encode("latin-1")
+
+
+class Progress(Enum):
+    """How far a connection has come."""
+
+    NONE = auto()  # it waits for the other side
+    READY = auto()  # a request may be sent
+    ANSWERED = auto()
+    FAILED = auto()  # it is of no use any more
+
+
+class _Stage(Enum):
+    CONNECTING = auto()
+    TUNNELLING = auto()
+    SHAKING_HANDS = auto()
+    OPEN = auto()
+
+
+class Connection:
+    """One connection. Whenever epoll tells that its socket is ready for something, `proceed` does what can be done.
+
+    The parser calls the methods that begin with `on_`.
+    """
+
+    __slots__ = (
+        "_body",
+        "_epoll",
+        "_events",
+        "_headers",
+        "_is_broken",
+        "_is_complete",
+        "_is_resumable",
+        "_origin",
+        "_parser",
+        "_socket",
+        "_stage",
+        "_status",
+        "_unsent",
+        "address",
+        "descriptor",
+        "fault",
+        "is_closed",
+        "is_reusable",
+        "received_bytes",
+    )
+
+    def __init__(self, origin: Origin, address: Address, epoll: select.epoll) -> None:
+        """Begin to connect. Raises OSError where that cannot even be begun."""
+        self.address = address
+        self.fault: Fault | None = None
+        self.is_closed = False
+        self._origin = origin
+        self._epoll = epoll
+        family, kind, protocol, name = address
+        self._socket = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+        try:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with contextlib.suppress(BlockingIOError):  # It is under way then.
+                self._socket.connect(name)
+            self.descriptor = self._socket.fileno()
+            self._events = _WRITE
+            epoll.register(self.descriptor, _WRITE)
+        except OSError:
+            self._socket.close()
+            raise
+        self._stage = _Stage.CONNECTING
+        self._unsent: bytes | memoryview = b""
+        self._parser = HttpResponseParser(self)
+        # Old and simple servers end lines with a line feed alone (RFC 9112, 2.2).
+        self._parser.set_dangerous_leniencies(lenient_optional_cr_before_lf=True)
+        self._is_resumable = False
+        self._is_broken = False
+        self._forget()
+
+    def close(self) -> None:
+        """Close it, whatever it is doing."""
+        self.is_closed = True
+        self._socket.close()
+        del self._parser  # It refers to us, too.
+
+    def ask(self, request: bytes) -> None:
+        """Send a request. The connection is READY, or has answered the one before and `is_reusable`."""
+        self._forget()
+        self._unsent = request
+        self._write()
+        if self._unsent:
+            self._await(_READ | _WRITE)
+
+    def answer(self, milliseconds: int) -> Answer:
+        """What came back, or what has been so far; `fault` tells why not more."""
+        retry_after = None
+        if self._status in (429, 503) and (value := self._headers.get(b"retry-after")) is not None:
+            retry_after = _retry_after(value)
+        return Answer(milliseconds, self.fault, self._status, self._body, retry_after)
+
+    def proceed(self) -> Progress:
+        """Do what can be done without waiting."""
+        if self._stage is _Stage.OPEN:
+            return self._read()
+        if self._stage is _Stage.CONNECTING:
+            return self._finish_connecting()
+        if self._stage is _Stage.TUNNELLING:
+            return self._read_tunnel()
+        return self._shake_hands()
+
+    def _forget(self) -> None:
+        """Be ready for another answer."""
+        self.is_reusable = False
+        self.received_bytes = 0
+        self._is_complete = False
+        self._body = b""
+        self._begin_headers()
+
+    def _begin_headers(self) -> None:
+        self._status: int | None = None
+        self._headers: dict[bytes, bytes] = {}
+
+    def _await(self, events: int) -> None:
+        if events != self._events:
+            self._events = events
+            self._epoll.modify(self.descriptor, events)
+
+    def _fail(self, fault: Fault) -> Progress:
+        self.fault = fault
+        return Progress.FAILED
+
+    # Opening ------------------------------------------------------------------------------------------------------
+
+    def _finish_connecting(self) -> Progress:
+        if self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            return self._fail(Fault.REFUSED)
+        if self._origin.tunnel is None:
+            return self._begin_tls()
+        self._stage = _Stage.TUNNELLING
+        self._unsent = self._origin.tunnel
+        self._write()  # some dozen bytes into an empty buffer
+        self._await(_READ)
+        return Progress.NONE
+
+    def _read_tunnel(self) -> Progress:
+        """Read a proxy's answer to CONNECT (RFC 9110, 9.3.6): its headers, after which the server speaks."""
+        try:
+            # Byte by byte would be right for a server that speaks first; with TLS we do.
+            data = self._socket.recv(READ_BYTES)
+        except BlockingIOError:
+            return Progress.NONE
+        except OSError:
+            data = b""
+        self._body += data
+        if not data or len(self._body) > ANSWER_LIMIT_BYTES:
+            return self._fail(Fault.REFUSED)
+        if b"\r\n\r\n" not in self._body:
+            return Progress.NONE
+        status = self._body.split(None, 2)[1:2]
+        if not status or not status[0].startswith(b"2"):
+            return self._fail(Fault.REFUSED)
+        return self._begin_tls()
+
+    def _begin_tls(self) -> Progress:
+        origin = self._origin
+        if origin.tls is None:
+            return self._be_ready()
+        try:
+            self._socket = origin.tls.wrap_socket(
+                self._socket, server_hostname=origin.host, do_handshake_on_connect=False, session=origin.session
+            )
+        except (OSError, ValueError):
+            return self._fail(Fault.TLS)
+        self._is_resumable = True
+        self._stage = _Stage.SHAKING_HANDS
+        return self._shake_hands()
+
+    def _shake_hands(self) -> Progress:
+        assert isinstance(self._socket, ssl.SSLSocket)
+        try:
+            self._socket.do_handshake()
+        except ssl.SSLWantReadError:
+            self._await(_READ)
+            return Progress.NONE
+        except ssl.SSLWantWriteError:
+            self._await(_WRITE)
+            return Progress.NONE
+        except (OSError, ValueError):
+            return self._fail(Fault.TLS)
+        return self._be_ready()
+
+    def _be_ready(self) -> Progress:
+        self._stage = _Stage.OPEN
+        self._forget()
+        self.is_reusable = True
+        self._await(_READ)
+        return Progress.READY
+
+    # One request, one answer --------------------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        try:
+            while self._unsent:
+                # Piece by piece: TLS wants the very same bytes again after it could not write them.
+                sent = self._socket.send(self._unsent[:WRITE_BYTES])
+                self._unsent = memoryview(self._unsent)[sent:] if sent < len(self._unsent) else b""
+        except _NOT_YET:
+            pass
+        except OSError:
+            # It may have answered before it broke off: a refusal of a request that is too large, for instance.
+            self._is_broken = True
+            self._unsent = b""
+
+    def _read(self) -> Progress:
+        if self._unsent:
+            self._write()
+            if not self._unsent:
+                self._await(_READ)
+        try:
+            data = self._socket.recv(READ_BYTES)
+        except _NOT_YET:
+            return Progress.NONE
+        except OSError:
+            return self._fail(Fault.RESET)
+        return self._take_in(data) if data else self._end()
+
+    def _take_in(self, data: bytes) -> Progress:
+        self.received_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (HttpParserError, HttpParserUpgrade):
+            if not self._is_complete:
+                return self._fail(Fault.NOT_HTTP)
+            self.is_reusable = False  # What follows the answer is none.
+        if self._is_complete:
+            self._keep_session()
+            return Progress.ANSWERED
+        return self._fail(Fault.TOO_LARGE) if self._is_too_large() else Progress.NONE
+
+    def _end(self) -> Progress:
+        """The other side has closed the connection."""
+        if not self.received_bytes:
+            return self._fail(Fault.RESET if self._is_broken else Fault.CLOSED)
+        if self._status is None or b"content-length" in self._headers or b"transfer-encoding" in self._headers:
+            return self._fail(Fault.TRUNCATED)
+        return Progress.ANSWERED  # The end of the connection is that of the body (RFC 9112, 6.3).
+
+    def _is_too_large(self) -> bool:
+        announced = self._headers.get(b"content-length", b"0")
+        return (
+            self.received_bytes > ANSWER_LIMIT_BYTES
+            or len(self._body) > BODY_LIMIT_BYTES
+            or int(announced if announced.isdigit() else 0) > BODY_LIMIT_BYTES
+        )
+
+    def _keep_session(self) -> None:
+        """Keep what the next connection can resume: tickets come with the first answer (RFC 8446, 4.6.1)."""
+        if self._is_resumable:
+            assert isinstance(self._socket, ssl.SSLSocket)
+            self._is_resumable = False
+            self._origin.session = self._socket.session
+
+    # The parser's callbacks ---------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """A second answer to one request: it is nobody's, and must not become that of the next."""
+        if self._is_complete:
+            raise ValueError("an answer without a request")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header of an answer."""
+        if (known := name.lower()) in _HEADERS:
+            self._headers[known] = value
+
+    def on_headers_complete(self) -> None:
+        """The status and all headers are there."""
+        self._status = self._parser.get_status_code()
+
+    def on_body(self, data: bytes) -> None:
+        """A piece of the body."""
+        self._body += data
+
+    def on_message_complete(self) -> None:
+        """An answer is there, be it an interim one (RFC 9110, 15.2)."""
+        if self._status is not None and self._status < 200:
+            self._begin_headers()
+            return
+        self._is_complete = True
+        self.is_reusable = not self._unsent and not self._is_broken and self._parser.should_keep_alive()
+
+
+def _retry_after(value: bytes) -> float | None:
+    """Seconds, from either form of the header (RFC 9110, 10.2.3); None when it says nothing, or "now"."""
+    text = value.decode("latin-1").strip()
+    if text.isascii() and text.isdigit():
+        return float(text) or None
+    try:
+        at = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    at = at if at.tzinfo else at.replace(tzinfo=UTC)
+    seconds = (at - datetime.now(UTC)).total_seconds()
+    return seconds if seconds > 0 else None

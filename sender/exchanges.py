@@ -1,0 +1,275 @@
+"""The calls on their way: each has a connection for itself, kept ones first, and its time limits."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections import OrderedDict, deque
+from typing import Any, NamedTuple
+
+import orjson
+
+from sender.answers import Answer, Fault
+from sender.connection import Address, Connection, Origin, Progress
+from sender.delivery import Call, Delivery, Skip
+
+CONNECT_TIMEOUT_SECONDS = 5.0
+# A connection that nobody needs is closed after this time: some servers do so themselves after five seconds, and may
+# do it just when a request is on its way.
+REST_SECONDS = 4.0
+
+
+class Exchange:
+    """One call, from the decision to make it to its answer."""
+
+    __slots__ = ("addresses", "began", "call", "connection", "delivery", "is_asked")
+
+    def __init__(self, call: Call, delivery: Delivery, began: float) -> None:
+        self.call = call
+        self.delivery = delivery
+        self.began = began  # monotonic
+        self.connection: Connection | None = None
+        self.addresses: deque[Address] = deque()  # to be tried when a connection cannot be made
+        self.is_asked = False  # the request is on the wire
+
+
+class Ended(NamedTuple):
+    """A call that is over."""
+
+    call: Call
+    delivery: Delivery
+    answer: Answer | Skip  # Skip when its request did not leave
+
+
+class Exchanges:
+    """All calls in flight of a process, on the thread that calls `wait`."""
+
+    def __init__(self, url: str, token: str | None, timeout_seconds: float) -> None:
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        self._origin = Origin(url, headers, self.wake)
+        self._timeout_seconds = timeout_seconds
+        self._connect_seconds = min(CONNECT_TIMEOUT_SECONDS, timeout_seconds)
+        self._in_flight: OrderedDict[Exchange, None] = OrderedDict()  # the oldest first
+        # Those of them whose connection is not there yet, with the monotonic time by which it must be.
+        self._connecting: OrderedDict[Exchange, float] = OrderedDict()
+        self._ended: list[Ended] = []
+        self._connections: dict[int, Connection] = {}  # by descriptor
+        self._exchanges: dict[Connection, Exchange] = {}
+        self._resting: deque[tuple[float, Connection]] = deque()  # since when, the latest last; may be closed by now
+        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll = select.epoll()
+        self._epoll.register(self._wakeup, select.EPOLLIN)
+
+    def __len__(self) -> int:
+        """How many are in flight."""
+        return len(self._in_flight)
+
+    def wake(self) -> None:
+        """End a `wait`; from any thread."""
+        if not self._epoll.closed:
+            os.eventfd_write(self._wakeup, 1)
+
+    def begin(self, call: Call, delivery: Delivery, now: float) -> None:
+        """Make this call, which may go at this monotonic time."""
+        exchange = Exchange(call, delivery, now)
+        self._in_flight[exchange] = None
+        connection = self._rested(now)
+        if connection is None:
+            self._find_address(exchange, now)
+        else:
+            self._ask(exchange, connection)
+
+    def take_back(self, now: float) -> None:
+        """Give up those whose request has not left and must not any more."""
+        for exchange in list(self._connecting):
+            if exchange.delivery.is_over(now):
+                self._abandon(exchange)
+                self._end(exchange, Skip.RETURNED)
+
+    def wait(self, seconds: float) -> list[Ended]:
+        """Do what can be done, after waiting for so long at most until there is something; what has ended."""
+        for descriptor, _ in self._epoll.poll(max(0.0, min(seconds, self._spare_seconds(time.monotonic())))):
+            if descriptor == self._wakeup:
+                os.eventfd_read(self._wakeup)
+            else:
+                self._proceed(self._connections[descriptor])
+        now = time.monotonic()
+        self._resolve(now)
+        self._expire(now)
+        ended, self._ended = self._ended, []
+        return ended
+
+    def close(self) -> None:
+        """Abandon what is on the wire and close every connection."""
+        for connection in self._connections.values():
+            connection.close()
+        self._epoll.close()
+        os.close(self._wakeup)
+
+    def _end(self, exchange: Exchange, answer: Answer | Skip) -> None:
+        del self._in_flight[exchange]
+        self._connecting.pop(exchange, None)
+        self._ended.append(Ended(exchange.call, exchange.delivery, answer))
+
+    def _fail(self, exchange: Exchange, fault: Fault, now: float) -> None:
+        """End a call without an answer, but with what came of it."""
+        milliseconds = int((now - exchange.began) * 1000)
+        if exchange.connection is None:
+            self._end(exchange, Answer(milliseconds, fault))
+            return
+        exchange.connection.fault = fault
+        self._end(exchange, exchange.connection.answer(milliseconds))
+
+    # Connecting ---------------------------------------------------------------------------------------------------
+
+    def _find_address(self, exchange: Exchange, now: float) -> None:
+        addresses = self._origin.addresses
+        addresses.refresh(now)
+        if addresses.known:
+            exchange.addresses.extend(addresses.known)
+            self._connect(exchange, now)
+        else:
+            self._connecting[exchange] = now + self._connect_seconds
+
+    def _resolve(self, now: float) -> None:
+        """Go on with the calls that wait for an address, if there is one now."""
+        addresses = self._origin.addresses
+        if addresses.is_looking and not addresses.known:
+            return
+        for exchange in [e for e in self._connecting if e.connection is None]:
+            if addresses.known:
+                exchange.addresses.extend(addresses.known)
+                self._connect(exchange, now)
+            else:
+                self._fail(exchange, Fault.DNS, now)
+
+    def _connect(self, exchange: Exchange, now: float) -> None:
+        """Begin to connect, to the next address that this can be begun to."""
+        self._connecting.pop(exchange, None)
+        seconds = self._connect_seconds / len(self._origin.addresses.known)
+        while exchange.addresses:
+            try:
+                connection = Connection(self._origin, exchange.addresses.popleft(), self._epoll)
+            except OSError:
+                continue
+            self._connections[connection.descriptor] = connection
+            self._exchanges[connection] = exchange
+            exchange.connection = connection
+            self._connecting[exchange] = now + seconds
+            return
+        self._origin.addresses.doubt(now)
+        self._fail(exchange, Fault.REFUSED, now)
+
+    def _abandon(self, exchange: Exchange) -> None:
+        if exchange.connection is not None:
+            self._close(exchange.connection)
+
+    def _close(self, connection: Connection) -> None:
+        del self._connections[connection.descriptor]
+        self._exchanges.pop(connection, None)
+        connection.close()
+
+    # One call after another ---------------------------------------------------------------------------------------
+
+    def _rested(self, now: float) -> Connection | None:
+        """A kept connection, the one that was used last, so that those that are not needed end."""
+        while self._resting:
+            since, connection = self._resting[0]
+            if since > now - REST_SECONDS and not connection.is_closed:
+                break
+            self._resting.popleft()
+            if not connection.is_closed:
+                self._close(connection)
+        while self._resting:
+            _, connection = self._resting.pop()
+            if not connection.is_closed:
+                return connection
+        return None
+
+    def _ask(self, exchange: Exchange, connection: Connection) -> None:
+        call = exchange.call
+        message_id = call.recipient.message_id
+        body = orjson.dumps({"id": message_id, "phone": call.phone, "text": call.text})
+        self._exchanges[connection] = exchange
+        exchange.connection = connection
+        exchange.is_asked = True
+        connection.ask(self._origin.request(message_id, body))
+
+    def _proceed(self, connection: Connection) -> None:
+        progress = connection.proceed()
+        if progress is Progress.NONE:
+            return
+        exchange = self._exchanges.get(connection)
+        now = time.monotonic()
+        if exchange is None:  # It rested, and the other side has closed it, or speaks without being asked.
+            self._close(connection)
+        elif progress is Progress.ANSWERED:
+            self._end(exchange, connection.answer(int((now - exchange.began) * 1000)))
+            self._rest(connection, now)
+        elif progress is Progress.READY:
+            self._connected(exchange, connection, now)
+        else:
+            self._close(connection)
+            self._failed(exchange, connection, now)
+
+    def _connected(self, exchange: Exchange, connection: Connection, now: float) -> None:
+        """The last moment to hold a request back: to connect may have taken seconds."""
+        del self._connecting[exchange]
+        self._origin.addresses.prefer(connection.address)
+        skip = exchange.delivery.objection(exchange.call, now)
+        if skip is None:
+            self._ask(exchange, connection)
+        else:
+            self._end(exchange, skip)
+            self._rest(connection, now)
+
+    def _failed(self, exchange: Exchange, connection: Connection, now: float) -> None:
+        if connection.fault is Fault.REFUSED and exchange.addresses:
+            self._connect(exchange, now)
+        else:
+            self._end(exchange, connection.answer(int((now - exchange.began) * 1000)))
+
+    def _rest(self, connection: Connection, now: float) -> None:
+        if connection.is_reusable:
+            del self._exchanges[connection]
+            self._resting.append((now, connection))
+        else:
+            self._close(connection)
+
+    # Time limits --------------------------------------------------------------------------------------------------
+
+    def _spare_seconds(self, now: float) -> float:
+        """Seconds until a call has taken too long."""
+        if self._ended:
+            return 0.0
+        limits = [exchange.began + self._timeout_seconds for exchange in _first(self._in_flight)]
+        limits += [self._connecting[exchange] for exchange in _first(self._connecting)]
+        return min(limits, default=now + self._timeout_seconds) - now
+
+    def _expire(self, now: float) -> None:
+        """End what has taken too long; what cannot be connected to goes on with the next address."""
+        while self._in_flight and (exchange := next(iter(self._in_flight))).began + self._timeout_seconds <= now:
+            self._abandon(exchange)
+            self._fail(exchange, _timeout(exchange), now)
+        while self._connecting and self._connecting[exchange := next(iter(self._connecting))] <= now:
+            self._abandon(exchange)
+            if exchange.addresses:
+                self._connect(exchange, now)
+            else:
+                self._origin.addresses.doubt(now)
+                self._fail(exchange, _timeout(exchange), now)
+
+
+def _first(exchanges: OrderedDict[Exchange, Any]) -> list[Exchange]:
+    return [next(iter(exchanges))] if exchanges else []
+
+
+def _timeout(exchange: Exchange) -> Fault:
+    if exchange.connection is None:
+        return Fault.DNS
+    if not exchange.is_asked:
+        return Fault.CONNECT_TIMEOUT
+    return Fault.BODY_TIMEOUT if exchange.connection.received_bytes else Fault.TIMEOUT
