@@ -96,13 +96,13 @@ def _send(database: Database, mailing_id: int) -> dict[str, float]:
         if more and len(under_way) < UNDER_WAY:
             began = time.perf_counter()
             with database.session() as session:
-                released = batches.release(session, mailing_id, BATCH)
+                released = batches.release(session, [mailing_id], BATCH)
             spent["released"] += time.perf_counter() - began
-            more = released is not None
-            if released:
+            more = bool(released)
+            for new in released:
                 began = time.perf_counter()
                 with database.session() as session:
-                    taken = batches.take(session, released[0], WORKER)
+                    taken = batches.take(session, new.id, WORKER)
                 spent["taken"] += time.perf_counter() - began
                 assert taken
                 under_way.append(taken)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import TypeVar
@@ -73,6 +74,19 @@ def may_hold_another(held: int, total: int, room: int) -> bool:
     if not held:
         return total < room
     return held < math.ceil(room * MAILING_SHARE) and total < math.ceil(room * SHARE_OF_ALL)
+
+
+def in_turn(due: Iterable[int], outstanding: Mapping[int, int], last_served: Mapping[int, int], room: int) -> list[int]:
+    """The mailings that may each have another batch now.
+
+    Those with the fewest under way come first; among equals the one whose turn was longest ago.
+    """
+    chosen: list[int] = []
+    total = sum(outstanding.values())
+    for mailing_id in sorted(due, key=lambda m: (outstanding.get(m, 0), last_served.get(m, 0))):
+        if may_hold_another(outstanding.get(mailing_id, 0), total + len(chosen), room):
+            chosen.append(mailing_id)
+    return chosen
 
 
 class Dispatcher:
@@ -196,48 +210,47 @@ class Dispatcher:
                 self.release_round()
                 self._stopping.wait(began + RELEASE_SECONDS - time.monotonic())
 
-    def release_round(self) -> int:
-        """Release what is due and there is room for; the number of batches."""
+    def release_round(self) -> None:
+        """Release what is due and there is room for."""
         self._watch_gateway()
         if self._gateway is not GatewayState.CLOSED:
-            return int(self._probe())
-        released = 0
+            self._probe()
+            return
         with self._sessions.begin() as session:
             room, size = places(processes.capacity(session), self._rate())
-            outstanding = batches.outstanding(session)
+            outstanding = Counter(batches.outstanding(session))
             due = set(audience.due(session)) if sum(outstanding.values()) < room else set()
         if not outstanding and not self._was_idle:
             self._housekeeping_wanted.set()  # The last batch is back: a mailing may be complete.
-        while due and sum(outstanding.values()) < room and not self._stopping.is_set():
-            # The mailing with the fewest batches under way; among equals the one whose turn was longest ago.
-            mailing_id = min(due, key=lambda m: (outstanding.get(m, 0), self._last_served.get(m, 0)))
-            held = outstanding.get(mailing_id, 0)
-            if not may_hold_another(held, sum(outstanding.values()), room) or not self._release(mailing_id, size):
-                due.discard(mailing_id)
-                continue
-            outstanding[mailing_id] = held + 1
-            released += 1
+        while not self._stopping.is_set() and (mailing_ids := in_turn(due, outstanding, self._last_served, room)):
+            new = self._release(mailing_ids, size)
+            outstanding.update(batch.mailing_id for batch in new)
+            if sum(batch.messages for batch in new) < size:
+                due.difference_update(mailing_ids)  # Nothing more of theirs is due.
         self._was_idle = not outstanding
-        return released
 
     def _rate(self) -> float | None:
         return min((rate for rate in (self._rate_limit, self._pace) if rate), default=None)
 
-    def _release(self, mailing_id: int, size: int, *, is_probe: bool = False) -> bool:
-        """Release and publish one batch; False when nothing was due or the broker is away."""
-        batch = self._commit(lambda session: batches.release(session, mailing_id, size, is_probe=is_probe))
-        if batch is None:
-            return False
-        self._turn += 1
-        self._last_served[mailing_id] = self._turn
-        batch_id, messages = batch
-        if not self._publish(BATCHES_QUEUE, SEND_BATCH, batch_id):
-            # It may arrive all the same: then it finds no batch of its number.
-            self._commit(lambda session: batches.withdraw(session, batch_id))
-            self._stopping.wait(1.0)
-            return False
-        log.info("batch_released", batch_id=batch_id, mailing_id=mailing_id, messages=messages, probe=is_probe)
-        return True
+    def _release(self, mailing_ids: Sequence[int], size: int, *, is_probe: bool = False) -> list[batches.Released]:
+        """Release and publish batches of `size` messages together; none when nothing was due or the broker is away."""
+        released = self._commit(lambda session: batches.release(session, mailing_ids, size, is_probe=is_probe))
+        for number, batch in enumerate(released):
+            if not self._publish(BATCHES_QUEUE, SEND_BATCH, batch.id):
+                # It may arrive all the same: then it finds no batch of its number.
+                self._commit(partial(batches.withdraw, batch_ids=[unsent.id for unsent in released[number:]]))
+                self._stopping.wait(1.0)
+                return released[:number]
+            self._turn += 1
+            self._last_served[batch.mailing_id] = self._turn
+            log.info(
+                "batch_released",
+                batch_id=batch.id,
+                mailing_id=batch.mailing_id,
+                messages=batch.messages,
+                probe=is_probe,
+            )
+        return released
 
     def _publish(self, queue: str, actor: str, number: int) -> bool:
         try:
@@ -315,15 +328,15 @@ class Dispatcher:
         elif row.pace is not None:
             gateway.set_pace(session, breaker.raised_pace(row.pace, self._rate_limit))
 
-    def _probe(self) -> bool:
+    def _probe(self) -> None:
         """Release a single message to find out whether the gateway is back."""
         interval = breaker.probe_seconds(self._gateway)
         due = self._commit(audience.due)
         if interval is None or not due or not self._commit(partial(gateway.claim_probe, interval_seconds=interval)):
-            return False
+            return
         lately = self._commit(partial(gateway.recent, seconds=breaker.WINDOWS_SECONDS[-1]))
         mailing_id = breaker.mailing_to_probe(due, lately, self._last_served)
-        return self._release(mailing_id, 1, is_probe=True)
+        self._release([mailing_id], 1, is_probe=True)
 
     # Housekeeping -------------------------------------------------------------------------------------------------
 

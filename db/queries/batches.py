@@ -89,33 +89,50 @@ def outstanding(session: Session) -> dict[int, int]:
     return {row[0]: row[1] for row in rows}
 
 
+class Released(NamedTuple):
+    """A new batch."""
+
+    id: int
+    mailing_id: int
+    messages: int
+
+
+# The mailings are gone through in the order of the array, each in that of its index, until there are enough: LATERAL
+# leaves no other way. What is not needed any more is not even locked.
 _RELEASE = sa.text("""
     WITH due AS MATERIALIZED (
-        SELECT id FROM message
-        WHERE mailing_id = :mailing_id AND next_attempt_at <= now()
-          AND EXISTS (SELECT FROM mailing WHERE id = :mailing_id AND state = 'running' AND ends_at > now())
-        ORDER BY next_attempt_at LIMIT :size FOR UPDATE SKIP LOCKED
+        SELECT wanted.mailing_id, message.id
+        FROM unnest(CAST(:mailing_ids AS bigint[])) AS wanted (mailing_id), LATERAL (
+            SELECT id FROM message
+            WHERE mailing_id = wanted.mailing_id AND next_attempt_at <= now()
+              AND EXISTS (SELECT FROM mailing WHERE id = wanted.mailing_id AND state = 'running' AND ends_at > now())
+            ORDER BY next_attempt_at LIMIT :size FOR UPDATE SKIP LOCKED
+        ) AS message LIMIT :size
     ), name AS MATERIALIZED (
-        SELECT nextval(pg_get_serial_sequence('batch', 'id')) AS batch_id WHERE EXISTS (SELECT FROM due)
+        SELECT mailing_id, nextval(pg_get_serial_sequence('batch', 'id')) AS batch_id
+        FROM (SELECT DISTINCT mailing_id FROM due) AS found
     ), claimed AS (
         UPDATE message SET status = 'sending', batch_id = name.batch_id, next_attempt_at = NULL
-        FROM due, name WHERE message.id = due.id
-        RETURNING message.id
+        FROM due, name WHERE message.id = due.id AND name.mailing_id = due.mailing_id
+        RETURNING message.id, message.mailing_id, message.batch_id
     )
     INSERT INTO batch (id, mailing_id, message_ids, lease_until, is_probe)
-    SELECT name.batch_id, :mailing_id, (SELECT array_agg(id) FROM claimed), now() + make_interval(secs => :lease),
-           :is_probe
-    FROM name
-    RETURNING id, cardinality(message_ids)
+    SELECT batch_id, mailing_id, array_agg(id), now() + make_interval(secs => :lease), :is_probe
+    FROM claimed GROUP BY batch_id, mailing_id
+    RETURNING id, mailing_id, cardinality(message_ids)
 """)
 
 
-def release(session: Session, mailing_id: int, size: int, *, is_probe: bool = False) -> tuple[int, int] | None:
-    """Put up to `size` due messages of a running mailing into a new batch: its id and size; None if nothing is due."""
-    row = session.execute(
-        _RELEASE, {"mailing_id": mailing_id, "size": size, "lease": UNTAKEN_LEASE_SECONDS, "is_probe": is_probe}
-    ).one_or_none()
-    return (row[0], row[1]) if row else None
+def release(session: Session, mailing_ids: Sequence[int], size: int, *, is_probe: bool = False) -> list[Released]:
+    """Put up to `size` due messages of these running mailings into new batches, one for each mailing.
+
+    The first comes first: another has a batch only if fewer than `size` are due of those before it.
+    """
+    rows = session.execute(
+        _RELEASE,
+        {"mailing_ids": _array(mailing_ids), "size": size, "lease": UNTAKEN_LEASE_SECONDS, "is_probe": is_probe},
+    )
+    return [Released._make(row) for row in rows]
 
 
 _STANDING = "mailing.state = 'running' AS may_send, mailing.ends_at, mailing.window_from, mailing.window_to"
@@ -308,12 +325,13 @@ _RECLAIM = sa.text("""
 """)
 
 
-def withdraw(session: Session, batch_id: int) -> None:
-    """Undo a release whose batch could not be published."""
-    ids = session.scalar(
-        sa.text("DELETE FROM batch WHERE id = :id AND worker_id IS NULL RETURNING message_ids"), {"id": batch_id}
+def withdraw(session: Session, batch_ids: Sequence[int]) -> None:
+    """Undo releases whose batches could not be published."""
+    withdrawn = session.execute(
+        sa.text("DELETE FROM batch WHERE id = ANY(:ids) AND worker_id IS NULL RETURNING id, message_ids"),
+        {"ids": list(batch_ids)},
     )
-    if ids is not None:
+    for batch_id, ids in withdrawn.all():
         session.execute(_RECLAIM, {"ids": ids, "batch_id": batch_id, "counted": 0})
 
 

@@ -96,7 +96,7 @@ def test_a_mailing_that_waits_for_sending_hours_says_until_when(database_url: st
         session, mailing, make_client(session), status=MessageStatus.PENDING, next_attempt_at=datetime.now(UTC)
     )
     session.commit()
-    assert batches.release(session, mailing.id, 10)
+    assert batches.release(session, [mailing.id], 10)
     session.commit()
 
     for page in ("/", f"/mailings/{mailing.id}/"):

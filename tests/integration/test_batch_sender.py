@@ -55,10 +55,9 @@ def released(session: Session, count: int) -> tuple[Mailing, Sequence[int], int]
         make_message(session, mailing, make_client(session), status=MessageStatus.PENDING, attempts=0).id
         for _ in range(count)
     ]
-    batch = batches.release(session, mailing.id, count)
-    assert batch
+    [batch] = batches.release(session, [mailing.id], count)
     session.commit()
-    return mailing, ids, batch[0]
+    return mailing, ids, batch.id
 
 
 def test_it_does_not_wait_for_the_slowest_call(session: Session, engine: Engine, simulator: Simulator) -> None:

@@ -36,10 +36,9 @@ def mailing(session: Session) -> Mailing:
 
 
 def release(session: Session, mailing: Mailing, size: int = 10) -> int:
-    released = batches.release(session, mailing.id, size)
-    assert released is not None
+    [batch] = batches.release(session, [mailing.id], size)
     session.commit()
-    return released[0]
+    return batch.id
 
 
 def take(session: Session, batch_id: int, worker: str = "a") -> batches.TakenBatch:
@@ -73,12 +72,36 @@ def age_leases(session: Session) -> None:
 def test_a_release_takes_what_is_due_and_no_more_than_asked(session: Session, mailing: Mailing) -> None:
     later = datetime.now(UTC) + timedelta(hours=1)
     make_message(session, mailing, make_client(session), status=MessageStatus.PENDING, next_attempt_at=later)
-    assert batches.release(session, mailing.id, 4) is not None
-    assert batches.release(session, mailing.id, 500) is not None
-    assert batches.release(session, mailing.id, 500) is None
+    assert [batch.messages for batch in batches.release(session, [mailing.id], 4)] == [4]
+    assert [batch.messages for batch in batches.release(session, [mailing.id], 500)] == [6]
+    assert batches.release(session, [mailing.id], 500) == []
     session.commit()
     assert statuses(session) == counted(session) == {"sending": 10, "pending": 1}
     assert batches.outstanding(session) == {mailing.id: 2}
+
+
+def test_small_mailings_are_released_together_in_their_turn(session: Session, mailing: Mailing) -> None:
+    small, tiny, waiting = make_mailing(session), make_mailing(session), make_mailing(session)
+    for owner, size in ((small, 3), (tiny, 1), (waiting, 2)):
+        for _ in range(size):
+            make_message(session, owner, make_client(session), status=MessageStatus.PENDING, attempts=0)
+    paused = make_mailing(session, state=MailingState.PAUSED)
+    make_message(session, paused, make_client(session), status=MessageStatus.PENDING, attempts=0)
+
+    in_turn = [small.id, paused.id, tiny.id, mailing.id, waiting.id]
+    released = {batch.mailing_id: batch for batch in batches.release(session, in_turn, 8)}
+    session.commit()
+
+    assert {mailing_id: batch.messages for mailing_id, batch in released.items()} == {
+        small.id: 3,
+        tiny.id: 1,
+        mailing.id: 4,
+    }
+    for mailing_id, batch in released.items():
+        taken = take(session, batch.id)
+        assert taken.mailing_id == mailing_id
+        assert len(taken.recipients) == batch.messages
+    assert statuses(session) == counted(session) == {"sending": 8, "pending": 9}
 
 
 def test_a_batch_whose_calls_have_all_begun_takes_no_place(session: Session, engine: Engine, mailing: Mailing) -> None:
@@ -100,13 +123,13 @@ def test_nothing_is_released_of_a_mailing_that_does_not_run(
 ) -> None:
     finished_at = sa.func.now() if state is MailingState.CANCELLED else None
     session.execute(sa.update(Mailing).values(state=state, finished_at=finished_at))
-    assert batches.release(session, mailing.id, 10) is None
+    assert batches.release(session, [mailing.id], 10) == []
 
 
 def test_nothing_is_released_after_the_end(session: Session, mailing: Mailing) -> None:
     mailing.ends_at = mailing.starts_at + timedelta(seconds=1)
     session.commit()
-    assert batches.release(session, mailing.id, 10) is None
+    assert batches.release(session, [mailing.id], 10) == []
 
 
 def test_two_dispatchers_at_once_release_each_message_once(engine: Engine, session: Session, mailing: Mailing) -> None:
@@ -119,9 +142,7 @@ def test_two_dispatchers_at_once_release_each_message_once(engine: Engine, sessi
         barrier.wait()
         for _ in range(5):
             with Session(engine) as own, own.begin():
-                got = batches.release(own, mailing_id, 2)
-            if got:
-                released.append(got[1])
+                released.extend(batch.messages for batch in batches.release(own, [mailing_id], 2))
 
     threads = [threading.Thread(target=dispatch) for _ in range(4)]
     for thread in threads:
@@ -243,7 +264,7 @@ def test_a_renewed_lease_stands_and_tells_of_the_mailing(session: Session, maili
 
 def test_a_batch_that_could_not_be_published_is_undone(session: Session, mailing: Mailing) -> None:
     batch_id = release(session, mailing)
-    batches.withdraw(session, batch_id)
+    batches.withdraw(session, [batch_id])
     session.commit()
     assert statuses(session) == {"pending": 10}
     assert batches.take(session, batch_id, "late") is None
@@ -251,7 +272,7 @@ def test_a_batch_that_could_not_be_published_is_undone(session: Session, mailing
 
 def test_withdrawing_leaves_a_batch_alone_that_arrived_after_all(session: Session, mailing: Mailing) -> None:
     batch = take(session, release(session, mailing))
-    batches.withdraw(session, batch.id)
+    batches.withdraw(session, [batch.id])
     session.commit()
     assert statuses(session) == {"sending": 10}
 

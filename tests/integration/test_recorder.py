@@ -42,9 +42,8 @@ def deliver(
     mailing = make_mailing(session, **mailing_values)
     for _ in range(messages):
         make_message(session, mailing, make_client(session), status=PENDING, attempts=0)
-    released = batches.release(session, mailing.id, messages)
-    assert released
-    batch = batches.take(session, released[0], "a worker")
+    [released] = batches.release(session, [mailing.id], messages)
+    batch = batches.take(session, released.id, "a worker")
     assert batch
     session.commit()
     terms = Terms(batch.standing.ends_at, None, is_probe=False, max_attempts=20)

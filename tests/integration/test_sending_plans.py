@@ -106,10 +106,9 @@ def big(session: Session) -> Mailing:
 
 
 def release(session: Session, mailing: Mailing, size: int = BATCH) -> int:
-    released = batches.release(session, mailing.id, size)
-    assert released is not None
-    assert released[1] == size
-    return released[0]
+    [batch] = batches.release(session, [mailing.id], size)
+    assert batch.messages == size
+    return batch.id
 
 
 def take(session: Session, mailing: Mailing, size: int = BATCH) -> batches.TakenBatch:
@@ -138,6 +137,30 @@ def test_release(session: Session, big: Mailing) -> None:
 
     # Once to find them, once to change them; and the entries left behind by the batch before.
     check(plans, rows=3 * BATCH, indexes={DUE, PRIMARY})
+
+
+def test_release_of_several_mailings(session: Session, big: Mailing) -> None:
+    first = session.scalars(sa.select(sa.func.min(Mailing.id))).one()
+    small = [make_mailing_unsaved(session) for _ in range(5)]
+    for mailing in small:
+        _copy_messages(session, first, mailing)
+    in_turn = [*(mailing.id for mailing in small), big.id, first]
+    with plans_of(session) as plans:
+        released = batches.release(session, in_turn, BATCH)
+
+    assert {batch.mailing_id for batch in released} == {*(mailing.id for mailing in small), big.id}
+    assert sum(batch.messages for batch in released) == BATCH
+    check(plans, rows=3 * BATCH, indexes={DUE, PRIMARY})
+
+
+def _copy_messages(session: Session, mailing_id: int, other: Mailing) -> None:
+    session.execute(
+        sa.text(
+            "INSERT INTO message (mailing_id, client_id, status, next_attempt_at)"
+            " SELECT :other, client_id, 'pending', now() FROM message WHERE mailing_id = :mailing_id"
+        ),
+        {"mailing_id": mailing_id, "other": other.id},
+    )
 
 
 def test_due_and_outstanding(session: Session, big: Mailing) -> None:

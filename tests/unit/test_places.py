@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from sender.dispatcher import BATCH_SIZE, PIPELINE_SECONDS, may_hold_another, places
+from sender.dispatcher import BATCH_SIZE, PIPELINE_SECONDS, in_turn, may_hold_another, places
 
 PLACES_OF_A_PROCESS = 6
 
@@ -50,3 +50,19 @@ def test_however_much_large_mailings_have_to_send_two_places_in_twelve_are_left_
     assert not may_hold_another(5, 10, 12)
     assert may_hold_another(0, 11, 12)
     assert not may_hold_another(0, 12, 12)
+
+
+def test_mailings_have_their_turn_the_one_with_the_fewest_batches_first() -> None:
+    assert in_turn({1, 2, 3}, {1: 2, 3: 1}, {}, 12) == [2, 3, 1]
+    assert in_turn({1, 2, 3}, {}, {1: 30, 2: 10, 3: 20}, 12) == [2, 3, 1]
+    # Another has a batch under way, and nothing due.
+    assert in_turn({1}, {1: 0, 9: 1}, {}, 12) == [1]
+
+
+def test_no_more_mailings_have_a_turn_than_there_are_places() -> None:
+    many = range(1, 301)
+    assert in_turn(many, {}, {}, 12) == list(range(1, 13))
+    assert in_turn(many, {1: 9}, {}, 12) == [2, 3, 4]
+    # The two places left are for mailings that have none.
+    assert in_turn({1, 2, 3}, {1: 5, 2: 5}, {}, 12) == [3]
+    assert in_turn({1, 2}, {1: 5, 2: 5}, {}, 12) == []
