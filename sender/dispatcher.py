@@ -344,40 +344,52 @@ class Dispatcher:
         wait = 0.0
         while not self._stopping.is_set():
             self._wait(self._housekeeping_wanted, wait)
-            wait = POLL_SECONDS
-            if self._leading.is_set():
-                wait = 0.0 if self.housekeeping_round() else self._until_next_start()
+            wait = self.housekeeping_round() if self._leading.is_set() else POLL_SECONDS
 
-    def _until_next_start(self) -> float:
-        seconds = self._commit(audience.next_start)
-        return POLL_SECONDS if seconds is None else max(0.0, min(POLL_SECONDS, seconds))
-
-    def housekeeping_round(self) -> bool:
-        """One step of everything; True when there is more to do at once."""
-        for mailing_id in self._commit(audience.start_due):
-            log.info("mailing_started", mailing_id=mailing_id)
-        more = self._materialise()
-        more |= self._settle()
-        more |= self._commit(audience.reschedule_chunk)
-        for mailing_id in self._commit(audience.deleted):
+    def housekeeping_round(self) -> float:
+        """One step of everything that there is to do; the seconds until there is more."""
+        looked_at = time.monotonic()
+        chores = self._commit(audience.chores)
+        unwritten = sorted([*chores.unwritten, *self._start()] if chores.starts else chores.unwritten)
+        more = self._materialise(unwritten)
+        more |= self._settle(chores.ended)
+        more |= chores.rescheduled and self._commit(audience.reschedule_chunk)
+        for mailing_id in chores.deleted:
             more |= self._commit(partial(audience.remove_chunk, mailing_id=mailing_id))
-        if time.monotonic() >= self._sweep_from:
-            swept = self._commit(batches.sweep)
-            if swept:
-                log.warning("leases_ran_out", messages=swept)
-                self._release_wanted.set()
-        for mailing_id in self._commit(audience.complete):
-            log.info("mailing_completed", mailing_id=mailing_id)
-        self._commit(audience.merge_counts)
+        if chores.lost:
+            self._sweep()
+        if chores.completes or unwritten or chores.ended:  # What was just written or settled may have been all.
+            self._complete()
+        if chores.crowded:
+            self._commit(partial(audience.merge_counts, mailing_ids=chores.crowded))
         if time.monotonic() >= self._next_tidy:
             self._next_tidy = time.monotonic() + TIDY_SECONDS
             self._tidy()
-        return more
+        next_start = POLL_SECONDS if chores.next_start is None else looked_at + chores.next_start - time.monotonic()
+        return 0.0 if more else max(0.0, min(POLL_SECONDS, next_start))
 
-    def _materialise(self) -> bool:
+    def _start(self) -> list[int]:
+        started = self._commit(audience.start_due)
+        for mailing_id in started:
+            log.info("mailing_started", mailing_id=mailing_id)
+        return started
+
+    def _sweep(self) -> None:
+        if time.monotonic() < self._sweep_from:
+            return
+        swept = self._commit(batches.sweep)
+        if swept:
+            log.warning("leases_ran_out", messages=swept)
+            self._release_wanted.set()
+
+    def _complete(self) -> None:
+        for mailing_id in self._commit(audience.complete):
+            log.info("mailing_completed", mailing_id=mailing_id)
+
+    def _materialise(self, mailing_ids: Iterable[int]) -> bool:
         """A chunk of every mailing that is being written: none waits for another's million."""
         more = False
-        for mailing_id in self._commit(audience.unmaterialised):
+        for mailing_id in mailing_ids:
             if self._commit(partial(audience.materialise_chunk, mailing_id=mailing_id)):
                 more = True
             else:
@@ -385,9 +397,9 @@ class Dispatcher:
             self._release_wanted.set()
         return more
 
-    def _settle(self) -> bool:
+    def _settle(self, mailing_ids: Iterable[int]) -> bool:
         more = False
-        for mailing_id in self._commit(audience.ended_with_waiting):
+        for mailing_id in mailing_ids:
             settled = self._commit(partial(audience.settle_chunk, mailing_id=mailing_id))
             if settled:
                 log.info("messages_settled", mailing_id=mailing_id, messages=settled)

@@ -6,8 +6,9 @@ long, and a restart goes on where the last chunk was committed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, time
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -17,6 +18,61 @@ from db.windows import Window, next_opening
 
 CHUNK = 20_000
 FIRST_CHUNK = 1_000  # so that the first message is at the gateway at once
+
+
+_STARTS = """
+    deleted_at IS NULL AND (
+        state = 'scheduled' AND starts_at <= now() OR state = 'paused' AND started_at IS NULL AND ends_at <= now()
+    )
+"""
+_UNWRITTEN = """
+    state IN ('running', 'paused') AND started_at IS NOT NULL AND materialised_at IS NULL AND deleted_at IS NULL
+"""
+_RESCHEDULED = "rescheduled_through IS NOT NULL AND state IN ('running', 'paused') AND deleted_at IS NULL"
+_ENDED = """
+    deleted_at IS NULL AND (state = 'cancelled' OR (state IN ('running', 'paused') AND ends_at <= now()))
+      AND id IN (SELECT mailing_id FROM status_count WHERE status = 'pending'
+                 GROUP BY mailing_id HAVING sum(amount) > 0)
+"""
+_NOTHING_OPEN = """
+    state IN ('running', 'paused') AND materialised_at IS NOT NULL AND deleted_at IS NULL
+      AND id NOT IN (SELECT mailing_id FROM status_count WHERE status IN ('pending', 'sending')
+                     GROUP BY mailing_id HAVING sum(amount) > 0)
+"""
+_CROWDED = "SELECT mailing_id FROM status_count GROUP BY mailing_id HAVING count(*) > :tolerated"
+
+
+class Chores(NamedTuple):
+    """What there is to do about mailings; each step makes sure by itself."""
+
+    starts: bool  # the time of one has come
+    unwritten: list[int]  # started, and their messages are not all written
+    ended: list[int]  # or cancelled, and messages still wait
+    rescheduled: bool  # the times of waiting messages are to be set anew
+    deleted: list[int]  # and not yet removed
+    lost: bool  # the lease of a batch ran out
+    completes: bool  # one has no open message left
+    crowded: list[int]  # have many counter rows
+    next_start: float | None  # seconds until the next scheduled one starts
+
+
+_CHORES = sa.text(f"""
+    SELECT EXISTS (SELECT FROM mailing WHERE {_STARTS}),
+           ARRAY(SELECT id FROM mailing WHERE {_UNWRITTEN} ORDER BY id),
+           ARRAY(SELECT id FROM mailing WHERE {_ENDED} ORDER BY id),
+           EXISTS (SELECT FROM mailing WHERE {_RESCHEDULED}),
+           ARRAY(SELECT id FROM mailing WHERE deleted_at IS NOT NULL ORDER BY id),
+           EXISTS (SELECT FROM batch WHERE lease_until < now()),
+           EXISTS (SELECT FROM mailing WHERE {_NOTHING_OPEN}),
+           ARRAY({_CROWDED}),
+           (SELECT extract(epoch FROM min(starts_at) - now())::float FROM mailing
+            WHERE state = 'scheduled' AND starts_at > now() AND deleted_at IS NULL)
+""")
+
+
+def chores(session: Session, tolerated: int = 20) -> Chores:
+    """All that there is to do, in one look: most find little, and each question by itself would cost a transaction."""
+    return Chores._make(session.execute(_CHORES, {"tolerated": tolerated}).one())
 
 
 def start_due(session: Session) -> list[int]:
@@ -29,22 +85,10 @@ def start_due(session: Session) -> list[int]:
         session.scalars(
             sa.text(
                 "UPDATE mailing SET state = CASE state WHEN 'scheduled' THEN 'running' ELSE state END,"
-                " started_at = now(), updated_at = now() WHERE deleted_at IS NULL AND (state = 'scheduled'"
-                " AND starts_at <= now() OR state = 'paused' AND started_at IS NULL AND ends_at <= now()) RETURNING id"
+                f" started_at = now(), updated_at = now() WHERE {_STARTS} RETURNING id"
             )
         )
     )
-
-
-def next_start(session: Session) -> float | None:
-    """Seconds until the next scheduled mailing starts; None if there is none."""
-    seconds: float | None = session.scalar(
-        sa.text(
-            "SELECT extract(epoch FROM min(starts_at) - now())::float FROM mailing"
-            " WHERE state = 'scheduled' AND deleted_at IS NULL"
-        )
-    )
-    return seconds
 
 
 def running(session: Session) -> list[int]:
@@ -66,18 +110,6 @@ _DUE = sa.text(f"SELECT id FROM mailing WHERE state = 'running' AND ends_at > no
 def due(session: Session) -> list[int]:
     """The running mailings that have a message due now."""
     return list(session.scalars(_DUE))
-
-
-def unmaterialised(session: Session) -> list[int]:
-    """The started mailings whose messages are not all written."""
-    return list(
-        session.scalars(
-            sa.text(
-                "SELECT id FROM mailing WHERE state IN ('running', 'paused') AND started_at IS NOT NULL"
-                " AND materialised_at IS NULL AND deleted_at IS NULL ORDER BY id"
-            )
-        )
-    )
 
 
 _MATERIALISE = """
@@ -107,10 +139,7 @@ _OPENINGS = """
 def materialise_chunk(session: Session, mailing_id: int) -> bool:
     """Write the next chunk of a mailing's messages; True while there is more to write."""
     mailing = session.execute(
-        sa.text(
-            "SELECT *, now() AS at FROM mailing WHERE id = :id AND state IN ('running', 'paused')"
-            " AND materialised_at IS NULL AND deleted_at IS NULL FOR NO KEY UPDATE"
-        ),
+        sa.text(f"SELECT *, now() AS at FROM mailing WHERE id = :id AND {_UNWRITTEN} FOR NO KEY UPDATE"),
         {"id": mailing_id},
     ).one_or_none()
     if mailing is None:
@@ -161,9 +190,7 @@ def reschedule_chunk(session: Session) -> bool:
     """
     mailing = session.execute(
         sa.text(
-            "SELECT *, now() AS at FROM mailing WHERE rescheduled_through IS NOT NULL"
-            " AND state IN ('running', 'paused') AND deleted_at IS NULL"
-            " ORDER BY id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED"
+            f"SELECT *, now() AS at FROM mailing WHERE {_RESCHEDULED} ORDER BY id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED"
         )
     ).one_or_none()
     if mailing is None:
@@ -196,20 +223,6 @@ def reschedule_chunk(session: Session) -> bool:
     return True
 
 
-def ended_with_waiting(session: Session) -> list[int]:
-    """The mailings whose end has come, or that were cancelled, and that still have messages waiting."""
-    return list(
-        session.scalars(
-            sa.text(
-                "SELECT mailing.id FROM mailing WHERE deleted_at IS NULL AND"
-                " (state = 'cancelled' OR (state IN ('running', 'paused') AND ends_at <= now()))"
-                " AND id IN (SELECT mailing_id FROM status_count WHERE status = 'pending'"
-                " GROUP BY mailing_id HAVING sum(amount) > 0) ORDER BY id"
-            )
-        )
-    )
-
-
 # The chunk is an array, here and below: the planner may join with `IN (SELECT ...)` and run it once for each row of the
 # other side, where it finds the next rows each time, and LIMIT bounds nothing.
 _SETTLE = sa.text("""
@@ -232,13 +245,6 @@ def settle_chunk(session: Session, mailing_id: int) -> int:
     return _rowcount(session.execute(_SETTLE, {"mailing_id": mailing_id, "chunk": CHUNK}))
 
 
-_NOTHING_OPEN = """
-    state IN ('running', 'paused') AND materialised_at IS NOT NULL AND deleted_at IS NULL
-      AND id NOT IN (SELECT mailing_id FROM status_count WHERE status IN ('pending', 'sending')
-                     GROUP BY mailing_id HAVING sum(amount) > 0)
-"""
-
-
 def complete(session: Session) -> list[int]:
     """Complete the mailings that have no open message left; their ids."""
     # Locked first, counted again then: `retry-failed` may just be making messages of a seemingly finished mailing open.
@@ -255,11 +261,6 @@ def complete(session: Session) -> list[int]:
             {"ids": ids},
         )
     )
-
-
-def deleted(session: Session) -> list[int]:
-    """The mailings that were deleted and not yet removed."""
-    return list(session.scalars(sa.text("SELECT id FROM mailing WHERE deleted_at IS NOT NULL ORDER BY id")))
 
 
 def remove_chunk(session: Session, mailing_id: int) -> bool:
@@ -297,17 +298,13 @@ _MERGE = sa.text("""
 """)
 
 
-def merge_counts(session: Session, tolerated: int = 20) -> None:
-    """Merge the counter rows of mailings that have more than a few, so that reading their sums stays cheap.
+def merge_counts(session: Session, mailing_ids: Iterable[int]) -> None:
+    """Merge the counter rows of these mailings, so that reading their sums stays cheap.
 
     One statement a mailing, with nothing to join: the table grows by thousands of rows between two looks of the
     planner at it, and a join planned for a handful then takes minutes.
     """
-    crowded = session.scalars(
-        sa.text("SELECT mailing_id FROM status_count GROUP BY mailing_id HAVING count(*) > :tolerated"),
-        {"tolerated": tolerated},
-    )
-    for mailing_id in crowded.all():
+    for mailing_id in mailing_ids:
         session.execute(_MERGE, {"mailing_id": mailing_id})
 
 

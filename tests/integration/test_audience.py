@@ -60,9 +60,11 @@ def test_scheduled_mailings_start_at_their_time(session: Session) -> None:
     make_mailing(session, state=MailingState.SCHEDULED, starts_at=later)
     make_mailing(session, state=MailingState.DRAFT)
     make_mailing(session, state=MailingState.SCHEDULED, deleted_at=NOW)
+    assert audience.chores(session).starts
     assert audience.start_due(session) == [due.id]
     assert audience.start_due(session) == []
-    assert audience.next_start(session) == pytest.approx(60, abs=5)
+    assert not audience.chores(session).starts
+    assert audience.chores(session).next_start == pytest.approx(60, abs=5)
 
 
 def test_the_audience_is_written_in_chunks_each_client_once(session: Session) -> None:
@@ -72,7 +74,7 @@ def test_the_audience_is_written_in_chunks_each_client_once(session: Session) ->
     assert statuses(session, mailing) == {"pending": 14}
     assert set(session.scalars(sa.select(Message.client_id))) == {c.id for c in clients}
     assert mailing.materialised_at is not None
-    assert audience.unmaterialised(session) == []
+    assert audience.chores(session).unwritten == []
 
 
 def test_writing_goes_on_after_a_crash_and_never_doubles(session: Session) -> None:
@@ -148,7 +150,7 @@ def test_a_mailing_paused_before_its_start_ends_like_any_other(session: Session)
     assert audience.start_due(session) == [ended.id]
     session.commit()
     assert (ended.state, held.started_at) == (MailingState.PAUSED, None)  # Were the end moved now, nothing would go.
-    assert audience.unmaterialised(session) == [ended.id]
+    assert audience.chores(session).unwritten == [ended.id]
     materialise(session, ended)
     assert statuses(session, ended) == {"expired": 4}
     assert audience.complete(session) == [ended.id]
@@ -166,8 +168,10 @@ def test_an_edited_window_moves_the_waiting_messages(session: Session) -> None:
     mailing.window_from, mailing.window_to = opens.time(), (opens + timedelta(hours=1)).time()
     mailing.rescheduled_through = 0
     session.commit()
-    while audience.reschedule_chunk(session):
+    while audience.chores(session).rescheduled:
+        assert audience.reschedule_chunk(session)
         session.commit()
+    assert not audience.reschedule_chunk(session)
     session.commit()
     session.expire_all()
     pending = sa.select(Message.next_attempt_at).where(Message.status == MessageStatus.PENDING)
@@ -227,7 +231,7 @@ def test_what_waits_when_a_mailing_ends_is_settled(
         make_message(session, mailing, make_client(session), status=MessageStatus.PENDING)
     retried = make_message(session, mailing, make_client(session), status=MessageStatus.PENDING, last_error="timeout")
     make_message(session, mailing, make_client(session), status=MessageStatus.SENDING)
-    assert audience.ended_with_waiting(session) == [mailing.id]
+    assert audience.chores(session).ended == [mailing.id]
     settled = []
     while count := audience.settle_chunk(session, mailing.id):
         settled.append(count)
@@ -237,7 +241,7 @@ def test_what_waits_when_a_mailing_ends_is_settled(
     assert statuses(session, mailing) == {status: 8, "sending": 1}
     assert retried.last_error == "timeout"
     assert set(session.scalars(sa.select(Message.last_error).where(Message.status == status))) == {error, "timeout"}
-    assert audience.ended_with_waiting(session) == []
+    assert audience.chores(session).ended == []
 
 
 def test_no_plan_makes_a_chunk_larger(session: Session) -> None:
@@ -255,7 +259,9 @@ def test_a_mailing_completes_when_nothing_is_open(session: Session) -> None:
     message = make_message(session, mailing, make_client(session), status=MessageStatus.SENDING)
     empty = make_mailing(session, materialised_at=NOW)
     unwritten = make_mailing(session)
+    assert audience.chores(session).completes
     assert audience.complete(session) == [empty.id]
+    assert not audience.chores(session).completes
     message.status, message.batch_id, message.sent_at = MessageStatus.SENT, None, NOW
     session.commit()
     assert audience.complete(session) == [mailing.id]
@@ -263,6 +269,12 @@ def test_a_mailing_completes_when_nothing_is_open(session: Session) -> None:
     session.expire_all()
     assert mailing.finished_at is not None
     assert unwritten.state is MailingState.RUNNING
+
+
+def test_nothing_is_to_be_done_while_all_waits(session: Session) -> None:
+    mailing = make_mailing(session, materialised_at=NOW)
+    make_message(session, mailing, make_client(session), status=MessageStatus.PENDING)
+    assert audience.chores(session) == audience.Chores(False, [], [], False, [], False, False, [], None)
 
 
 def test_a_deleted_mailing_is_removed_with_all_that_belongs_to_it(session: Session) -> None:
@@ -276,18 +288,18 @@ def test_a_deleted_mailing_is_removed_with_all_that_belongs_to_it(session: Sessi
     kept = make_message(session, other, make_client(session)).id
     other_id, mailing_id = other.id, mailing.id
     session.commit()
-    assert audience.deleted(session) == [mailing.id]
+    assert audience.chores(session).deleted == [mailing.id]
     while audience.remove_chunk(session, mailing.id):
         session.commit()
     session.commit()
     # What is on the wire keeps the mailing until its outcome is recorded.
-    assert audience.deleted(session) == [mailing.id]
+    assert audience.chores(session).deleted == [mailing.id]
     on_the_wire.status, on_the_wire.batch_id, on_the_wire.sent_at = MessageStatus.SENT, None, NOW
     session.commit()
     while audience.remove_chunk(session, mailing.id):
         session.commit()
     session.expunge_all()
-    assert audience.deleted(session) == []
+    assert audience.chores(session).deleted == []
     assert list(session.scalars(sa.select(Message.id))) == [kept]
     for table in (StatusCount, StatusFlow):
         assert set(session.scalars(sa.select(table.mailing_id))) == {other_id}
@@ -304,7 +316,7 @@ def test_merging_counters_and_flow_changes_no_sum(session: Session) -> None:
     )
     session.commit()
     before = statuses(session, mailing)
-    audience.merge_counts(session)
+    audience.merge_counts(session, audience.chores(session).crowded)
     audience.merge_flow(session)
     session.commit()
     assert statuses(session, mailing) == before == {"sent": 40}

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from db.models import Attempt, Batch, Mailing, MailingState, Message, MessageStatus, Receipt
-from db.queries import batches, notifications
+from db.queries import audience, batches, notifications
 from db.queries.batches import Outcome
 from tests.factories import make_client, make_mailing, make_message
 from tests.integration.conftest import listening
@@ -218,7 +218,9 @@ def test_recording_does_not_notify(session: Session, engine: Engine, mailing: Ma
 def test_a_swept_batch_goes_back_and_a_late_worker_changes_nothing(session: Session, mailing: Mailing) -> None:
     batch = take(session, release(session, mailing))
     age_leases(session)
+    assert audience.chores(session).lost
     assert batches.sweep(session) == 10
+    assert not audience.chores(session).lost
     session.commit()
     late = [Outcome(r.message_id, SENT, counted=True) for r in batch.recipients]
     assert record(session, batch.id, late) == 0

@@ -265,7 +265,7 @@ def test_settling(session: Session, big: Mailing, monkeypatch: pytest.MonkeyPatc
         values |= {"starts_at": sa.text("now() - interval '2 h'"), "ends_at": sa.text("now() - interval '1 h'")}
     session.execute(sa.update(Mailing).where(Mailing.id == big.id).values(**values))
     with plans_of(session) as plans:
-        assert audience.ended_with_waiting(session) == [big.id]
+        assert audience.chores(session).ended == [big.id]
         assert audience.settle_chunk(session, big.id) == CHUNK
 
     check(plans, rows=2 * CHUNK, indexes={DUE, PRIMARY})
@@ -298,6 +298,14 @@ def make_mailing_unsaved(session: Session) -> Mailing:
     return mailing
 
 
+def test_looking_for_what_there_is_to_do(session: Session, big: Mailing) -> None:
+    take(session, big)
+    with plans_of(session) as plans:
+        assert big.id not in audience.chores(session).unwritten
+
+    check(plans, rows=0, indexes=set())
+
+
 def test_completing(session: Session, big: Mailing) -> None:
     with plans_of(session) as plans:
         assert big.id not in audience.complete(session)
@@ -323,7 +331,7 @@ def test_merging_of_counters_after_thousands_of_transactions(session: Session, b
         crowd,
     )
     with plans_of(session) as plans:
-        audience.merge_counts(session)
+        audience.merge_counts(session, audience.chores(session).crowded)
         audience.merge_flow(session)
 
     check(plans, rows=0, indexes=set())
