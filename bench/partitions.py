@@ -102,9 +102,8 @@ def _send(database: Database, mailing_id: int) -> dict[str, float]:
             for new in released:
                 began = time.perf_counter()
                 with database.session() as session:
-                    taken = batches.take(session, new.id, WORKER)
+                    [taken] = batches.take(session, [new.id], WORKER)
                 spent["taken"] += time.perf_counter() - began
-                assert taken
                 under_way.append(taken)
             continue
         batch = under_way.popleft()

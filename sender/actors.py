@@ -1,4 +1,4 @@
-"""What a worker does with a batch: take it, have the gateway called for each message, see it recorded to its end."""
+"""What a worker does with batches: take them, have the gateway called for each message, see all recorded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sender.recorder import GivenUpError, Recorder, until_committed
 
 log = structlog.get_logger(__name__)
 
-SEND_BATCH = "send_batch"
+SEND_BATCHES = "send_batch"
 # A batch whose calls have all begun is soon done. If it is not after so long, its last calls are slow ones (a few that
 # hang are enough), and the next batch does not wait for them.
 PATIENCE_SECONDS = 0.25
@@ -55,20 +55,29 @@ class BatchSender:
 
     def declare(self) -> None:
         """Register the actor with the process's broker."""
-        dramatiq.actor(actor_name=SEND_BATCH, queue_name=BATCHES_QUEUE)(self.send_batch)
+        dramatiq.actor(actor_name=SEND_BATCHES, queue_name=BATCHES_QUEUE)(self.send_batches)
 
     def give_up(self) -> None:
         """Stop waiting for a database that is away."""
         self._giving_up.set()
 
-    def send_batch(self, batch_id: int) -> None:
-        """Send the messages of a batch that is still to be had; safe to run twice, and anywhere at once."""
+    def send_batches(self, *batch_ids: int) -> None:
+        """Send the messages of those batches that are still to be had; safe to run twice, and anywhere at once."""
         taken_at = time.monotonic()
-        batch = until_committed(
-            self._sessions, lambda session: batches.take(session, batch_id, self._process_id), self._giving_up
+        taken = until_committed(
+            self._sessions, lambda session: batches.take(session, batch_ids, self._process_id), self._giving_up
         )
-        if batch is None:
-            return  # Finished, swept, or in another worker's hands.
+        # Missing are those that are finished, swept, or in another worker's hands.
+        deliveries = [self._begin(batch, taken_at) for batch in taken]
+        for delivery in deliveries:
+            delivery.begun.wait()
+        patience_ends = time.monotonic() + PATIENCE_SECONDS
+        slow = [d.batch_id for d in deliveries if not d.done.wait(max(0.0, patience_ends - time.monotonic()))]
+        if slow:
+            with contextlib.suppress(GivenUpError):
+                until_committed(self._sessions, lambda session: batches.note_begun(session, slow), self._giving_up)
+
+    def _begin(self, batch: TakenBatch, taken_at: float) -> Delivery:
         delivery, settled = self._prepare(batch, taken_at)
         if not batch.standing.may_send or not (self._keeper.gateway_closed or batch.is_probe):
             delivery.stop()  # Released just before the mailing was paused, or the breaker opened.
@@ -78,10 +87,7 @@ class BatchSender:
         delivery.put(settled)
         if not delivery.size:
             self.note_done(delivery)
-        delivery.begun.wait()
-        if not delivery.done.wait(PATIENCE_SECONDS):
-            with contextlib.suppress(GivenUpError):
-                until_committed(self._sessions, lambda session: batches.note_begun(session, batch_id), self._giving_up)
+        return delivery
 
     def note_done(self, delivery: Delivery) -> None:
         """All results of the delivery are in the database."""

@@ -28,7 +28,7 @@ from db.engine import cause_name, make_engine
 from db.models import GatewayState, MessageStatus
 from db.queries import audience, batches, gateway, imports, notifications, processes, statistics
 from sender import breaker
-from sender.actors import SEND_BATCH
+from sender.actors import SEND_BATCHES
 from sender.broker import BATCHES_QUEUE, IMPORTS_QUEUE, SafeRabbitmqBroker, connect, publish
 from sender.imports import ACTOR as IMPORT_CLIENTS
 from sender.worker import IDLE_TRANSACTION_SECONDS, process_name
@@ -41,6 +41,9 @@ LEAD_ROLE = "dispatcher"
 LEAD_LEASE_SECONDS = 4.0
 LEAD_RENEWAL_SECONDS = 0.5
 POLL_SECONDS = 0.5
+# So many small batches go to a worker together: one transaction and one of the broker's messages for all. Not more, so
+# that every process has its share.
+BATCHES_TOGETHER = 4
 # Rounds of releasing begin no more often: under load each then releases several batches, for the same look around.
 RELEASE_SECONDS = 0.05
 BREAKER_SECONDS = 0.1
@@ -223,6 +226,7 @@ class Dispatcher:
         if not outstanding and not self._was_idle:
             self._housekeeping_wanted.set()  # The last batch is back: a mailing may be complete.
         while not self._stopping.is_set() and (mailing_ids := in_turn(due, outstanding, self._last_served, room)):
+            del mailing_ids[BATCHES_TOGETHER:]
             new = self._release(mailing_ids, size)
             outstanding.update(batch.mailing_id for batch in new)
             if sum(batch.messages for batch in new) < size:
@@ -235,12 +239,13 @@ class Dispatcher:
     def _release(self, mailing_ids: Sequence[int], size: int, *, is_probe: bool = False) -> list[batches.Released]:
         """Release and publish batches of `size` messages together; none when nothing was due or the broker is away."""
         released = self._commit(lambda session: batches.release(session, mailing_ids, size, is_probe=is_probe))
-        for number, batch in enumerate(released):
-            if not self._publish(BATCHES_QUEUE, SEND_BATCH, batch.id):
-                # It may arrive all the same: then it finds no batch of its number.
-                self._commit(partial(batches.withdraw, batch_ids=[unsent.id for unsent in released[number:]]))
-                self._stopping.wait(1.0)
-                return released[:number]
+        ids = [batch.id for batch in released]
+        if ids and not self._publish(BATCHES_QUEUE, SEND_BATCHES, *ids):
+            # It may arrive all the same: then it finds no batches of these numbers.
+            self._commit(partial(batches.withdraw, batch_ids=ids))
+            self._stopping.wait(1.0)
+            return []
+        for batch in released:
             self._turn += 1
             self._last_served[batch.mailing_id] = self._turn
             log.info(
@@ -252,9 +257,9 @@ class Dispatcher:
             )
         return released
 
-    def _publish(self, queue: str, actor: str, number: int) -> bool:
+    def _publish(self, queue: str, actor: str, *numbers: int) -> bool:
         try:
-            publish(self._broker, queue, actor, number)
+            publish(self._broker, queue, actor, *numbers)
         except Exception as error:  # noqa: BLE001
             # Not only Dramatiq's and pika's errors: a hung handshake and a failing name look-up raise their own.
             log.warning("broker_away", error=type(error).__name__)

@@ -140,38 +140,49 @@ _STANDING = "mailing.state = 'running' AS may_send, mailing.ends_at, mailing.win
 _TAKE = sa.text(f"""
     UPDATE batch SET worker_id = :worker_id, lease_until = now() + make_interval(secs => :lease)
     FROM mailing
-    WHERE batch.id = :batch_id AND batch.worker_id IS NULL AND batch.lease_until > now()
+    WHERE batch.id = ANY(CAST(:ids AS bigint[])) AND batch.worker_id IS NULL AND batch.lease_until > now()
       AND mailing.id = batch.mailing_id
-    RETURNING batch.mailing_id, batch.message_ids, batch.is_probe, mailing.text, {_STANDING}
+    RETURNING batch.id, batch.mailing_id, batch.message_ids, batch.is_probe, mailing.text, {_STANDING}
 """)
 
 _RECIPIENTS = sa.text("""
-    SELECT message.id, message.client_id, message.attempts, client.phone, client.timezone,
+    SELECT message.batch_id, message.id, message.client_id, message.attempts, client.phone, client.timezone,
            CASE WHEN :with_attributes THEN client.attributes END, client.opted_out_at IS NOT NULL
     FROM message LEFT JOIN client ON client.id = message.client_id
-    WHERE message.id = ANY(CAST(:ids AS bigint[])) AND message.batch_id = :batch_id AND message.status = 'sending'
+    WHERE message.id = ANY(CAST(:ids AS bigint[])) AND message.batch_id = ANY(CAST(:batch_ids AS bigint[]))
+      AND message.status = 'sending'
 """)
 
 
-def take(session: Session, batch_id: int, worker_id: str) -> TakenBatch | None:
-    """Make the batch this worker's; None if it is taken, finished or swept already."""
-    row = session.execute(
-        _TAKE, {"batch_id": batch_id, "worker_id": worker_id, "lease": TAKEN_LEASE_SECONDS}
-    ).one_or_none()
-    if row is None:
-        return None
-    recipients = session.execute(
-        _RECIPIENTS,
-        {"ids": _array(row.message_ids), "batch_id": batch_id, "with_attributes": bool(placeholders.names(row.text))},
+def take(session: Session, batch_ids: Sequence[int], worker_id: str) -> list[TakenBatch]:
+    """Make these batches this worker's; those that are taken, finished or swept already are missing."""
+    rows = session.execute(
+        _TAKE, {"ids": _array(batch_ids), "worker_id": worker_id, "lease": TAKEN_LEASE_SECONDS}
     ).all()
-    return TakenBatch(
-        id=batch_id,
-        mailing_id=row.mailing_id,
-        text=row.text,
-        standing=_standing(row),
-        is_probe=row.is_probe,
-        recipients=[Recipient._make(recipient) for recipient in recipients],
+    if not rows:
+        return []
+    found = session.execute(
+        _RECIPIENTS,
+        {
+            "ids": _array(message_id for row in rows for message_id in row.message_ids),
+            "batch_ids": _array(row.id for row in rows),
+            "with_attributes": any(placeholders.names(row.text) for row in rows),
+        },
     )
+    recipients: dict[int, list[Recipient]] = {row.id: [] for row in rows}
+    for batch_id, *recipient in found:
+        recipients[batch_id].append(Recipient._make(recipient))
+    return [
+        TakenBatch(
+            id=row.id,
+            mailing_id=row.mailing_id,
+            text=row.text,
+            standing=_standing(row),
+            is_probe=row.is_probe,
+            recipients=recipients[row.id],
+        )
+        for row in rows
+    ]
 
 
 # The message is still in the batch that the outcome comes from. Were its status compared with a constant, statistics
@@ -291,11 +302,11 @@ def _write_history(session: Session, outcomes: Sequence[Outcome]) -> None:
     )
 
 
-def note_begun(session: Session, batch_id: int) -> None:
-    """Have the batch take no place any more, and wake the dispatcher: its calls have begun, some are slow to end."""
+def note_begun(session: Session, batch_ids: Sequence[int]) -> None:
+    """Have batches take no place any more, and wake the dispatcher: their calls have begun, some are slow to end."""
     # Not worth waiting for the disk, nor letting other notifications wait for it: lost, it costs a place for a while.
     session.execute(sa.text("SET LOCAL synchronous_commit = off"))
-    session.execute(sa.text("UPDATE batch SET is_begun = true WHERE id = :id"), {"id": batch_id})
+    session.execute(sa.text("UPDATE batch SET is_begun = true WHERE id = ANY(:ids)"), {"ids": list(batch_ids)})
     notify_work(session, ROOM)
 
 

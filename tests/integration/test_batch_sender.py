@@ -1,4 +1,4 @@
-"""What the actor does with a batch."""
+"""What the actor does with batches."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_it_does_not_wait_for_the_slowest_call(session: Session, engine: Engine,
     mailing, ids, batch_id = released(session, 3)
     simulator.control({"kind": "hang", "ids": ids[-1:]})
     with sending(engine, simulator.url) as sender:
-        sender.send_batch(batch_id)
+        sender.send_batches(batch_id)
         assert session.scalars(sa.select(Batch.is_begun)).all() == [True]
         assert batches.outstanding(session) == {mailing.id: 0}
         session.commit()
@@ -82,6 +82,36 @@ def test_a_batch_that_was_long_in_the_queue_is_given_back_when_its_mailing_no_lo
     mailing.finished_at = datetime.now(UTC) if state is MailingState.CANCELLED else None
     session.commit()
     with sending(engine, simulator.url) as sender:
-        sender.send_batch(batch_id)
+        sender.send_batches(batch_id)
     assert simulator.received()["requests"] == 0
     assert session.scalars(sa.select(Message.status)).all() == ["pending"] * 3
+
+
+def test_batches_of_several_mailings_are_sent_each_as_its_mailing_says(
+    session: Session, engine: Engine, simulator: Simulator
+) -> None:
+    first, _, first_batch = released(session, 3)
+    paused, _, paused_batch = released(session, 2)
+    first.text = "Hello {name|there}!"
+    paused.state = MailingState.PAUSED
+    session.commit()
+    with sending(engine, simulator.url) as sender:
+        sender.send_batches(first_batch, paused_batch, paused_batch + 1)
+
+    assert simulator.received()["accepted"] == 3
+    rows = session.execute(sa.select(Message.mailing_id, Message.status).distinct().order_by(Message.mailing_id))
+    assert [tuple(row) for row in rows] == [(first.id, "sent"), (paused.id, "pending")]
+    assert not session.scalars(sa.select(Batch)).all()
+
+
+def test_a_quick_batch_beside_a_slow_one_is_finished_first(
+    session: Session, engine: Engine, simulator: Simulator
+) -> None:
+    _, slow_ids, slow_batch = released(session, 2)
+    _, _, quick_batch = released(session, 2)
+    simulator.control({"kind": "hang", "ids": slow_ids[:1]})
+    with sending(engine, simulator.url) as sender:
+        sender.send_batches(slow_batch, quick_batch)
+        rows = session.execute(sa.select(Batch.id, Batch.is_begun))
+        assert [tuple(row) for row in rows] == [(slow_batch, True)]
+        session.commit()

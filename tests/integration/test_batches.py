@@ -42,8 +42,7 @@ def release(session: Session, mailing: Mailing, size: int = 10) -> int:
 
 
 def take(session: Session, batch_id: int, worker: str = "a") -> batches.TakenBatch:
-    taken = batches.take(session, batch_id, worker)
-    assert taken is not None
+    [taken] = batches.take(session, [batch_id], worker)
     session.commit()
     return taken
 
@@ -97,10 +96,12 @@ def test_small_mailings_are_released_together_in_their_turn(session: Session, ma
         tiny.id: 1,
         mailing.id: 4,
     }
-    for mailing_id, batch in released.items():
-        taken = take(session, batch.id)
-        assert taken.mailing_id == mailing_id
-        assert len(taken.recipients) == batch.messages
+    missing = max(batch.id for batch in released.values()) + 1
+    taken = batches.take(session, [*(batch.id for batch in released.values()), missing], "a")
+    assert {batch.mailing_id: len(batch.recipients) for batch in taken} == {small.id: 3, tiny.id: 1, mailing.id: 4}
+    for batch in taken:
+        owners = sa.select(Message.mailing_id).where(Message.id.in_(r.message_id for r in batch.recipients)).distinct()
+        assert session.scalars(owners).all() == [batch.mailing_id]
     assert statuses(session) == counted(session) == {"sending": 8, "pending": 9}
 
 
@@ -108,12 +109,12 @@ def test_a_batch_whose_calls_have_all_begun_takes_no_place(session: Session, eng
     first, second = release(session, mailing, 2), release(session, mailing, 2)
 
     with listening(engine, "work") as wait_for:
-        batches.note_begun(session, first)
+        batches.note_begun(session, [first])
         session.commit()
         assert wait_for(1) == [batches.ROOM]
 
     assert batches.outstanding(session) == {mailing.id: 1}
-    batches.note_begun(session, second)
+    batches.note_begun(session, [second])
     assert batches.outstanding(session) == {mailing.id: 0}  # and is still under way
 
 
@@ -158,8 +159,7 @@ def test_a_batch_is_taken_once(session: Session, mailing: Mailing) -> None:
     taken = take(session, batch_id)
     assert len(taken.recipients) == 10
     assert taken.text == "Hello"
-    assert batches.take(session, batch_id, "b") is None
-    assert batches.take(session, batch_id + 1, "b") is None
+    assert batches.take(session, [batch_id, batch_id + 1], "b") == []
 
 
 def test_a_recipient_shows_what_became_of_the_client(session: Session, mailing: Mailing) -> None:
@@ -237,7 +237,7 @@ def test_a_swept_batch_goes_back_and_a_late_worker_changes_nothing(session: Sess
 def test_a_batch_that_no_worker_took_costs_no_attempt(session: Session, mailing: Mailing) -> None:
     batch_id = release(session, mailing)
     age_leases(session)
-    assert batches.take(session, batch_id, "late") is None
+    assert batches.take(session, [batch_id], "late") == []
     assert batches.sweep(session) == 10
     session.commit()
     assert set(session.scalars(sa.select(Message.attempts))) == {0}
@@ -269,7 +269,7 @@ def test_a_batch_that_could_not_be_published_is_undone(session: Session, mailing
     batches.withdraw(session, [batch_id])
     session.commit()
     assert statuses(session) == {"pending": 10}
-    assert batches.take(session, batch_id, "late") is None
+    assert batches.take(session, [batch_id], "late") == []
 
 
 def test_withdrawing_leaves_a_batch_alone_that_arrived_after_all(session: Session, mailing: Mailing) -> None:

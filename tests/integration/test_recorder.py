@@ -43,8 +43,7 @@ def deliver(
     for _ in range(messages):
         make_message(session, mailing, make_client(session), status=PENDING, attempts=0)
     [released] = batches.release(session, [mailing.id], messages)
-    batch = batches.take(session, released.id, "a worker")
-    assert batch
+    [batch] = batches.take(session, [released.id], "a worker")
     session.commit()
     terms = Terms(batch.standing.ends_at, None, is_probe=False, max_attempts=20)
     return Delivery(batch, terms, [], DatabaseClock(), 10.0, recorder), batch

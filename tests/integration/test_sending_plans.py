@@ -112,8 +112,7 @@ def release(session: Session, mailing: Mailing, size: int = BATCH) -> int:
 
 
 def take(session: Session, mailing: Mailing, size: int = BATCH) -> batches.TakenBatch:
-    taken = batches.take(session, release(session, mailing, size), "worker")
-    assert taken is not None
+    [taken] = batches.take(session, [release(session, mailing, size)], "worker")
     return taken
 
 
@@ -175,9 +174,8 @@ def test_due_and_outstanding(session: Session, big: Mailing) -> None:
 def test_take(session: Session, big: Mailing) -> None:
     batch_id = release(session, big)
     with plans_of(session) as plans:
-        taken = batches.take(session, batch_id, "worker")
+        [taken] = batches.take(session, [batch_id], "worker")
 
-    assert taken
     assert len(taken.recipients) == BATCH
     # A bitmap also has what earlier tests took back.
     check(plans, rows=5 * BATCH, indexes={PRIMARY}, clients=BATCH)
