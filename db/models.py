@@ -229,7 +229,7 @@ class Batch(Base):
     is_probe: Mapped[bool] = mapped_column(server_default=sa.false())  # sent to learn whether the gateway is back
     is_begun: Mapped[bool] = mapped_column(server_default=sa.false())  # all its calls are; some are slow to end
 
-    # Few rows, always short-lived: the dispatcher reads them all, `queries.batches.outstanding`.
+    # Few rows, always short-lived: the dispatcher reads them all, `queries.batches.under_way`.
 
 
 class Attempt(Base):

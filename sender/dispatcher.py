@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
@@ -41,9 +41,9 @@ LEAD_ROLE = "dispatcher"
 LEAD_LEASE_SECONDS = 4.0
 LEAD_RENEWAL_SECONDS = 0.5
 POLL_SECONDS = 0.5
-# So many small batches go to a worker together: one transaction and one of the broker's messages for all. Not more, so
-# that every process has its share.
-BATCHES_TOGETHER = 4
+# Small batches go to a worker together, so many where one of full size would: one transaction and one of the broker's
+# messages for all. Each takes as much of a place.
+BATCHES_TOGETHER = 8
 # Rounds of releasing begin no more often: under load each then releases several batches, for the same look around.
 RELEASE_SECONDS = 0.05
 BREAKER_SECONDS = 0.1
@@ -72,24 +72,29 @@ def places(capacity: int, rate: float | None) -> tuple[int, int]:
     return min(capacity, math.ceil(messages / size)), size
 
 
-def may_hold_another(held: int, total: int, room: int) -> bool:
-    """Whether a mailing with so many of all batches under way may have another, where `room` may be under way."""
+def share_of_place(messages: int, size: int) -> float:
+    """How much of a place for batches of this size one of so many messages takes."""
+    return min(1.0, max(1 / BATCHES_TOGETHER, messages / size))
+
+
+def may_hold_another(held: float, total: float, room: int) -> bool:
+    """Whether a mailing that holds so many of all places taken may have another batch, where there are `room`."""
     if not held:
         return total < room
     return held < math.ceil(room * MAILING_SHARE) and total < math.ceil(room * SHARE_OF_ALL)
 
 
-def in_turn(due: Iterable[int], outstanding: Mapping[int, int], last_served: Mapping[int, int], room: int) -> list[int]:
-    """The mailings that may each have another batch now.
+def in_turn(due: Iterable[int], held: Mapping[int, float], last_served: Mapping[int, int], room: int) -> list[int]:
+    """The mailings whose next batches go together now; `held` are the places that each has.
 
-    Those with the fewest under way come first; among equals the one whose turn was longest ago.
+    Those that hold least come first; among equals the one whose turn was longest ago.
     """
     chosen: list[int] = []
-    total = sum(outstanding.values())
-    for mailing_id in sorted(due, key=lambda m: (outstanding.get(m, 0), last_served.get(m, 0))):
-        if may_hold_another(outstanding.get(mailing_id, 0), total + len(chosen), room):
+    total = sum(held.values())
+    for mailing_id in sorted(due, key=lambda m: (held.get(m, 0), last_served.get(m, 0))):
+        if may_hold_another(held.get(mailing_id, 0), total + len(chosen) / BATCHES_TOGETHER, room):
             chosen.append(mailing_id)
-    return chosen
+    return chosen[:BATCHES_TOGETHER]
 
 
 class Dispatcher:
@@ -221,17 +226,19 @@ class Dispatcher:
             return
         with self._sessions.begin() as session:
             room, size = places(processes.capacity(session), self._rate())
-            outstanding = Counter(batches.outstanding(session))
-            due = set(audience.due(session)) if sum(outstanding.values()) < room else set()
-        if not outstanding and not self._was_idle:
+            held: defaultdict[int, float] = defaultdict(float)
+            for earlier in batches.under_way(session):
+                held[earlier.mailing_id] += 0 if earlier.is_begun else share_of_place(earlier.messages, size)
+            due = set(audience.due(session)) if sum(held.values()) < room else set()
+        if not held and not self._was_idle:
             self._housekeeping_wanted.set()  # The last batch is back: a mailing may be complete.
-        while not self._stopping.is_set() and (mailing_ids := in_turn(due, outstanding, self._last_served, room)):
-            del mailing_ids[BATCHES_TOGETHER:]
-            new = self._release(mailing_ids, size)
-            outstanding.update(batch.mailing_id for batch in new)
-            if sum(batch.messages for batch in new) < size:
+        while not self._stopping.is_set() and (mailing_ids := in_turn(due, held, self._last_served, room)):
+            released = self._release(mailing_ids, size)
+            for batch in released:
+                held[batch.mailing_id] += share_of_place(batch.messages, size)
+            if sum(batch.messages for batch in released) < size:
                 due.difference_update(mailing_ids)  # Nothing more of theirs is due.
-        self._was_idle = not outstanding
+        self._was_idle = not held
 
     def _rate(self) -> float | None:
         return min((rate for rate in (self._rate_limit, self._pace) if rate), default=None)
@@ -293,7 +300,7 @@ class Dispatcher:
 
     def _is_failing(self, session: Session, row: gateway.GatewayRow) -> bool:
         windows = [gateway.recent(session, seconds, row.changed_at) for seconds in breaker.WINDOWS_SECONDS]
-        under_way = batches.outstanding(session).keys() | audience.due(session)
+        under_way = {batch.mailing_id for batch in batches.under_way(session)} | set(audience.due(session))
         return self._suspicion.is_sure(windows, under_way, time.monotonic())
 
     def _is_away(self, session: Session, row: gateway.GatewayRow, lately: Mapping[int, gateway.Tally]) -> bool:

@@ -81,12 +81,20 @@ class Outcome(NamedTuple):
     keeps_error: bool = False  # the message was not called for: the error of an earlier call stays
 
 
-def outstanding(session: Session) -> dict[int, int]:
-    """The mailings with batches under way, and in how many of these there are still calls to begin."""
-    rows = session.execute(
-        sa.text("SELECT mailing_id, count(*) FILTER (WHERE NOT is_begun) FROM batch GROUP BY mailing_id")
-    )
-    return {row[0]: row[1] for row in rows}
+class UnderWay(NamedTuple):
+    """A batch that is not finished."""
+
+    mailing_id: int
+    messages: int
+    is_begun: bool  # all its calls are
+
+
+_UNDER_WAY = sa.text("SELECT mailing_id, cardinality(message_ids), is_begun FROM batch")
+
+
+def under_way(session: Session) -> list[UnderWay]:
+    """The batches that are not finished."""
+    return [UnderWay._make(row) for row in session.execute(_UNDER_WAY)]
 
 
 class Released(NamedTuple):

@@ -76,7 +76,7 @@ def test_a_release_takes_what_is_due_and_no_more_than_asked(session: Session, ma
     assert batches.release(session, [mailing.id], 500) == []
     session.commit()
     assert statuses(session) == counted(session) == {"sending": 10, "pending": 1}
-    assert batches.outstanding(session) == {mailing.id: 2}
+    assert sorted(batches.under_way(session)) == [(mailing.id, 4, False), (mailing.id, 6, False)]
 
 
 def test_small_mailings_are_released_together_in_their_turn(session: Session, mailing: Mailing) -> None:
@@ -113,9 +113,9 @@ def test_a_batch_whose_calls_have_all_begun_takes_no_place(session: Session, eng
         session.commit()
         assert wait_for(1) == [batches.ROOM]
 
-    assert batches.outstanding(session) == {mailing.id: 1}
+    assert sorted(batch.is_begun for batch in batches.under_way(session)) == [False, True]
     batches.note_begun(session, [second])
-    assert batches.outstanding(session) == {mailing.id: 0}  # and is still under way
+    assert [batch.is_begun for batch in batches.under_way(session)] == [True, True]
 
 
 @pytest.mark.parametrize("state", [MailingState.PAUSED, MailingState.CANCELLED])
@@ -297,7 +297,7 @@ def test_outcomes_of_several_batches_are_written_at_once(session: Session, maili
     batches.finish(session, [first.id, second.id])
     session.commit()
     assert statuses(session) == counted(session) == {"sent": 8, "pending": 2}
-    assert batches.outstanding(session) == {}
+    assert batches.under_way(session) == []
 
 
 def test_a_message_that_was_not_called_for_keeps_what_is_known_of_it(session: Session, mailing: Mailing) -> None:

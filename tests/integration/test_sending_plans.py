@@ -162,11 +162,11 @@ def _copy_messages(session: Session, mailing_id: int, other: Mailing) -> None:
     )
 
 
-def test_due_and_outstanding(session: Session, big: Mailing) -> None:
+def test_due_and_under_way(session: Session, big: Mailing) -> None:
     release(session, big)
     with plans_of(session) as plans:
         assert audience.due(session)[-1] == big.id
-        assert batches.outstanding(session)[big.id] == 1
+        assert (big.id, BATCH, False) in batches.under_way(session)
 
     check(plans, rows=2, indexes={DUE})
 

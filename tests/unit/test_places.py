@@ -6,7 +6,15 @@ import math
 
 import pytest
 
-from sender.dispatcher import BATCH_SIZE, PIPELINE_SECONDS, in_turn, may_hold_another, places
+from sender.dispatcher import (
+    BATCH_SIZE,
+    BATCHES_TOGETHER,
+    PIPELINE_SECONDS,
+    in_turn,
+    may_hold_another,
+    places,
+    share_of_place,
+)
 
 PLACES_OF_A_PROCESS = 6
 
@@ -61,8 +69,26 @@ def test_mailings_have_their_turn_the_one_with_the_fewest_batches_first() -> Non
 
 def test_no_more_mailings_have_a_turn_than_there_are_places() -> None:
     many = range(1, 301)
-    assert in_turn(many, {}, {}, 12) == list(range(1, 13))
-    assert in_turn(many, {1: 9}, {}, 12) == [2, 3, 4]
+    assert in_turn(many, {}, {}, 12) == list(range(1, 1 + BATCHES_TOGETHER))
+    assert in_turn(many, {1: 9, 2: 2.5}, {}, 12) == [3, 4, 5, 6]
     # The two places left are for mailings that have none.
     assert in_turn({1, 2, 3}, {1: 5, 2: 5}, {}, 12) == [3]
     assert in_turn({1, 2}, {1: 5, 2: 5}, {}, 12) == []
+
+
+def test_small_batches_share_a_place() -> None:
+    assert share_of_place(1000, 1000) == 1
+    assert share_of_place(500, 1000) == 0.5
+    # What goes together takes a place also if each is tiny: a thread is busy with it.
+    assert share_of_place(1, 1000) * BATCHES_TOGETHER == 1
+    # Released before the limit made batches small: it is one all the same.
+    assert share_of_place(1000, 25) == 1
+
+
+def test_many_small_mailings_fill_the_places_as_a_large_one_does() -> None:
+    held: dict[int, float] = {}
+    messages = 0
+    while mailings := in_turn(set(range(1, 301)) - held.keys(), held, {}, 12):
+        held |= {mailing_id: share_of_place(100, 1000) for mailing_id in mailings}
+        messages += 100 * len(mailings)
+    assert messages == 9_600
