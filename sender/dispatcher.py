@@ -198,11 +198,17 @@ class Dispatcher:
             connection.exec_driver_sql(f"LISTEN {notifications.WORK}")
             self._wake()
             while not self._stopping.is_set():
-                payloads = notifications.heard(raw, POLL_SECONDS)
-                if any(payload != batches.ROOM for payload in payloads):
-                    self._wake()
-                elif payloads:
-                    self._release_wanted.set()
+                for payload in set(notifications.heard(raw, POLL_SECONDS)):
+                    for wanted in self._concerned(payload):
+                        wanted.set()
+
+    def _concerned(self, payload: str) -> tuple[threading.Event, ...]:
+        """The loops that have something to do at such a notification."""
+        if payload == batches.ROOM:
+            return (self._release_wanted,)
+        if payload == imports.IMPORT:
+            return (self._imports_wanted,)
+        return self._release_wanted, self._housekeeping_wanted
 
     def _wait(self, wanted: threading.Event, seconds: float) -> None:
         wanted.wait(seconds)

@@ -28,6 +28,8 @@ LEASE = timedelta(seconds=15)
 # How long a published job may wait for a free worker until it is published again.
 PICK_UP = timedelta(seconds=30)
 SHOWN_ERRORS = 100
+# What the notification of a job says: there is a file to import, and nothing else to do.
+IMPORT = "import"
 # As JSON; in Python they take a multiple, and whoever downloads them may be one of several.
 REJECTED_BYTES = 4 * 1024 * 1024
 
@@ -52,7 +54,7 @@ def create(session: Session, blocks: Iterable[bytes]) -> ImportJob:
     if not job.total:
         raise UnreadableFileError("The file has a header, but no row below it.")
     audit.record(session, "import.create", f"import:{job.id}", after={"rows": job.total, "columns": job.columns})
-    notify_work(session)
+    notify_work(session, IMPORT)
     session.flush()
     session.refresh(job)
     return job
@@ -182,7 +184,7 @@ def renew(session: Session, import_id: int, worker_id: str, now: datetime) -> bo
 
 def give_back(session: Session, import_id: int, worker_id: str, not_before: datetime) -> bool:
     """Let another worker go on, from this time on."""
-    notify_work(session)
+    notify_work(session, IMPORT)
     return _change(
         session, import_id, worker_id, {"state": ImportState.PENDING, "worker_id": None, "lease_until": not_before}
     )

@@ -22,6 +22,7 @@ from werkzeug.test import TestResponse
 
 from common.csv_export import without_formula
 from db.models import Client, ImportChunk, ImportJob
+from db.queries import imports
 from sender.imports import run_import
 from tests.integration.conftest import FULL_KEY, Api, listening
 from tools.processes import free_port, wait_until
@@ -261,7 +262,7 @@ def test_upload_wakes_the_dispatcher_at_commit(api: Api, api_engine: sa.Engine) 
             connection.exec_driver_sql("NOTIFY work, 'after the refused file'")
         assert wait_for(1) == ["after the refused file"]
         upload(api, GOOD)
-        assert wait_for(2) == ["after the refused file", ""]
+        assert wait_for(2) == ["after the refused file", imports.IMPORT]
 
 
 @pytest.fixture(scope="module")
