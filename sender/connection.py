@@ -73,7 +73,8 @@ class Addresses:
     def _look_up(self) -> None:
         try:
             found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
-            self.known = [(family, kind, protocol, address) for family, kind, protocol, _, address in found]
+            if found:
+                self.known = [(family, kind, protocol, address) for family, kind, protocol, _, address in found]
         except (OSError, UnicodeError):
             pass  # Those of before may still be right: the name server has trouble, not the gateway.
         finally:

@@ -55,6 +55,7 @@ class Exchanges:
         self._in_flight: OrderedDict[Exchange, None] = OrderedDict()  # the oldest first
         # Those of them whose connection is not there yet, with the monotonic time by which it must be.
         self._connecting: OrderedDict[Exchange, float] = OrderedDict()
+        self._unresolved: list[Exchange] = []  # those of them that wait for an address
         self._ended: list[Ended] = []
         self._connections: dict[int, Connection] = {}  # by descriptor
         self._exchanges: dict[Connection, Exchange] = {}
@@ -133,13 +134,17 @@ class Exchanges:
             self._connect(exchange, now)
         else:
             self._connecting[exchange] = now + self._connect_seconds
+            self._unresolved.append(exchange)
 
     def _resolve(self, now: float) -> None:
         """Go on with the calls that wait for an address, if there is one now."""
         addresses = self._origin.addresses
-        if addresses.is_looking and not addresses.known:
+        if not self._unresolved or (addresses.is_looking and not addresses.known):
             return
-        for exchange in [e for e in self._connecting if e.connection is None]:
+        waiting, self._unresolved = self._unresolved, []
+        for exchange in waiting:
+            if exchange not in self._connecting:
+                continue  # it has taken too long, or was taken back
             if addresses.known:
                 exchange.addresses.extend(addresses.known)
                 self._connect(exchange, now)
