@@ -15,6 +15,7 @@ from bench.system import Sending, System
 SECTION = "growth"
 TITLE = "The cost of a message as mailings and history grow"
 OLD_MAILINGS = 1_000
+AT_ONCE = 300  # small mailings
 # What a message of history takes on disk with its indexes, and its WAL until a checkpoint; measured, rounded up.
 BYTES_PER_OLD_MESSAGE = 250
 WAL_BYTES = 3 * 2**30
@@ -53,6 +54,8 @@ def run(bench: Bench) -> Iterator[Figure]:
             base = _cost(system, idle, repeats=3, tags=["usual"])
             yield from _figures(f"{usual:,} recipients", base, None)
             yield from _figures("100 recipients", _cost(system, idle, repeats=20, tags=["hundred"]), base)
+            at_once = _mean([system.send_mailing(at_once=AT_ONCE, tags=["hundred"]) for _ in range(3)], idle)
+            yield from _figures(f"{AT_ONCE} mailings of 100 at once", at_once, base)
             yield from _figures("10,000 recipients", _cost(system, idle, repeats=10, tags=["ten_thousand"]), base)
             yield from _figures(f"{largest:,} recipients", _cost(system, idle, repeats=1), base)
             written = 0

@@ -120,8 +120,12 @@ class System:
         """The processor time so far, by group."""
         return {name: usage.cpu_seconds(pids) for name, pids in self.groups.items()}
 
-    def send_mailing(self, patience_seconds: float = 900.0, *, settled: bool = False, **values: object) -> Sending:
+    def send_mailing(
+        self, patience_seconds: float = 900.0, *, settled: bool = False, at_once: int = 1, **values: object
+    ) -> Sending:
         """Send a mailing to its end, count at the gateway that everybody was reached, and tell what it took.
+
+        Or several equal ones `at_once`; what they took is then that of all of them together.
 
         A checkpoint comes first, unless the database was `settled` for several: after each, every page is logged whole.
         """
@@ -129,13 +133,15 @@ class System:
         if not settled:
             self.database.settle()
         cpu, wal = self.cpu_seconds(), self.database.wal_position()
-        mailing_id = self.database.add_mailing(**values)
+        ids = [self.database.add_mailing(**values)]
         began = time.time()
-        self.wait_for_end(mailing_id, patience_seconds)
+        ids += [self.database.add_mailing(**values) for _ in range(at_once - 1)]
+        for mailing_id in ids:
+            self.wait_for_end(mailing_id, patience_seconds)
         seconds = time.time() - began
         used = {name: total - cpu[name] for name, total in self.cpu_seconds().items()}
         wal = self.database.wal_position() - wal
-        messages = int(self.database.scalar("SELECT count(*) FROM message WHERE mailing_id = %s", mailing_id))
+        messages = int(self.database.scalar("SELECT count(*) FROM message WHERE mailing_id = ANY(%s)", ids))
         received = self.gateway.received()
         if received.messages != messages:
             raise MeasurementError(f"{messages} messages, but {received.messages} at the gateway")
