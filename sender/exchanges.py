@@ -77,7 +77,7 @@ class Exchanges:
         """Make this call, which may go at this monotonic time."""
         exchange = Exchange(call, delivery, now)
         self._in_flight[exchange] = None
-        connection = self._rested(now)
+        connection = self._rested()
         if connection is None:
             self._find_address(exchange, now)
         else:
@@ -98,6 +98,7 @@ class Exchanges:
             else:
                 self._proceed(self._connections[descriptor])
         now = time.monotonic()
+        self._close_rested(now)
         self._resolve(now)
         self._expire(now)
         ended, self._ended = self._ended, []
@@ -179,15 +180,15 @@ class Exchanges:
 
     # One call after another ---------------------------------------------------------------------------------------
 
-    def _rested(self, now: float) -> Connection | None:
-        """A kept connection, the one that was used last, so that those that are not needed end."""
-        while self._resting:
-            since, connection = self._resting[0]
-            if since > now - REST_SECONDS and not connection.is_closed:
-                break
-            self._resting.popleft()
+    def _close_rested(self, now: float) -> None:
+        """Close what has rested for too long."""
+        while self._resting and self._resting[0][0] <= now - REST_SECONDS:
+            _, connection = self._resting.popleft()
             if not connection.is_closed:
                 self._close(connection)
+
+    def _rested(self) -> Connection | None:
+        """A kept connection, the one that was used last, so that those that are not needed end."""
         while self._resting:
             _, connection = self._resting.pop()
             if not connection.is_closed:
@@ -234,8 +235,10 @@ class Exchanges:
     def _failed(self, exchange: Exchange, connection: Connection, now: float) -> None:
         if connection.fault is Fault.REFUSED and exchange.addresses:
             self._connect(exchange, now)
-        else:
-            self._end(exchange, connection.answer(int((now - exchange.began) * 1000)))
+            return
+        if connection.fault is Fault.REFUSED:
+            self._origin.addresses.doubt(now)
+        self._end(exchange, connection.answer(int((now - exchange.began) * 1000)))
 
     def _rest(self, connection: Connection, now: float) -> None:
         if connection.is_reusable:

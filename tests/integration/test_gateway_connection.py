@@ -15,7 +15,7 @@ from typing import Any, Self
 import pytest
 
 from common.settings import SettingsError
-from sender import exchanges
+from sender import connection, exchanges
 from sender.answers import Verdict
 from simulator.client import Simulator
 from tests.integration.test_gateway_client import client_for, delivery, only, results
@@ -225,6 +225,20 @@ def test_connection_that_nobody_needs_is_closed(monkeypatch: pytest.MonkeyPatch)
     with Server(Peer.answer_all) as server:
         assert verdicts(server.url, 3) == [ACCEPTED] * 3
         assert len(server.connections) == 3
+
+
+def test_connection_that_nobody_needs_is_closed_without_another_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchanges, "REST_SECONDS", 0.0)
+    with Server(Peer.answer_all) as server, client_for(server.url) as client:
+        assert only(results(client, delivery(250))).judgement.verdict is Verdict.ACCEPTED
+        assert wait_for_rest(client)
+
+
+def test_address_that_refuses_is_looked_up_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "DOUBTED_SECONDS", 0.0)
+    with addresses(monkeypatch, free_port()) as asked:
+        assert verdicts("http://gateway.example", 2) == [(Verdict.TROUBLE, "connection_refused")] * 2
+    assert len(asked) == 2
 
 
 def test_second_answer_to_one_request_is_never_that_of_the_next() -> None:
