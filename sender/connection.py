@@ -13,6 +13,7 @@ import select
 import socket
 import ssl
 import threading
+import time
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -34,6 +35,9 @@ READ_BYTES = WRITE_BYTES = 16 * 1024  # at once; what a record of TLS holds
 # Addresses are looked up anew after this time, and somewhat sooner when one did not answer.
 FRESH_SECONDS = 60.0
 DOUBTED_SECONDS = 5.0
+# A TLS session is resumed by all connections of this time. Servers keep theirs for five minutes at least; and to copy
+# one takes time, and before Python 3.12.8 and 3.13.1 6 kB for good (github.com/python/cpython/issues/116810).
+SESSION_SECONDS = 120.0
 
 _HEADERS = frozenset({b"content-length", b"transfer-encoding", b"retry-after"})  # the ones that are read
 _READ, _WRITE = select.EPOLLIN, select.EPOLLOUT
@@ -96,7 +100,8 @@ class Origin:
         port = parts.port or (443 if secure else 80)
         proxy = _proxy(parts.scheme, self.host)
         self.tls = _tls_context() if secure else None
-        self.session: ssl.SSLSession | None = None  # of the last connection, for the next one to resume
+        self.session: ssl.SSLSession | None = None  # of an earlier connection, for new ones to resume
+        self._session_fresh_until = -math.inf
         self.tunnel: bytes | None = None  # how to ask a proxy for one
         self.addresses = Addresses(*(proxy.address if proxy else (self.host, port)), wake=wake)
         name = f"[{self.host}]" if ":" in self.host else self.host
@@ -115,6 +120,13 @@ class Origin:
     def request(self, message_id: int, body: bytes) -> bytes:
         """What is written for one message."""
         return b"%b%d%b%d\r\n\r\n%b" % (self._before, message_id, self._after, len(body), body)
+
+    def keep_session(self, connection: ssl.SSLSocket) -> None:
+        """Have new connections resume this one's session, unless they have one that is fresh."""
+        now = time.monotonic()
+        if now >= self._session_fresh_until:
+            self.session = connection.session
+            self._session_fresh_until = now + SESSION_SECONDS
 
 
 class _Proxy:
@@ -399,7 +411,7 @@ class Connection:
         if self._is_resumable:
             assert isinstance(self._socket, ssl.SSLSocket)
             self._is_resumable = False
-            self._origin.session = self._socket.session
+            self._origin.keep_session(self._socket)
 
     # The parser's callbacks ---------------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import socket
 import ssl
 import threading
@@ -20,6 +22,7 @@ from sender.answers import Verdict
 from simulator.client import Simulator
 from tests.integration.test_gateway_client import client_for, delivery, only, results
 from tools.processes import free_port
+from tools.usage import memory_mb
 
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{"code": 0}'
 REFUSED = b'HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n{"code": 404}'
@@ -384,6 +387,28 @@ def test_new_connection_resumes_the_session_of_the_one_before(tls: ssl.SSLContex
     with Server(serve, tls=tls) as server:
         assert verdicts(server.url.replace("127.0.0.1", "localhost"), 3) == [ACCEPTED] * 3
     assert resumed == [False, True, True]
+
+
+def test_new_tls_connections_leave_nothing_behind(tls: ssl.SSLContext) -> None:
+    """Each copy of a session that Python 3.11 makes keeps some 6 kB for good."""
+
+    def serve(peer: Peer) -> None:
+        peer.read()
+        peer.say(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+
+    server = Server(serve, tls=tls)
+    # Its memory is no matter.
+    elsewhere = multiprocessing.get_context("fork").Process(target=server._accept, daemon=True)
+    elsewhere.start()
+    with client_for(server.url.replace("127.0.0.1", "localhost")) as client:
+        assert len(results(client, delivery(1, 300))) == 300
+        before = memory_mb(os.getpid(), "VmRSS")
+        assert len(results(client, delivery(1001, 1000))) == 1000
+        grown = memory_mb(os.getpid(), "VmRSS") - before
+    elsewhere.kill()
+    elsewhere.join()
+    server._listener.close()
+    assert grown < 2
 
 
 def test_certificate_of_another_host_is_refused(tls: ssl.SSLContext) -> None:
