@@ -41,6 +41,7 @@ IDLE_TRANSACTION_SECONDS = 3.0
 DRAIN_SECONDS = 25.0
 WORKER_TIMEOUT_MILLISECONDS = 100
 PR_SET_PDEATHSIG = 1
+M_ARENA_MAX = -8  # of mallopt(3)
 GC_ALLOCATIONS = 50_000  # more of them than freed: time to look for cycles
 
 
@@ -61,6 +62,7 @@ def run_batches(settings: Settings) -> None:
     """Send batches until told to stop; then finish what is on the wire and return the rest."""
     stopping = stop_signal()
     _allow_many_connections()
+    _share_one_heap()
     assert settings.database_url
     assert settings.amqp_url
     assert settings.gateway_url
@@ -155,6 +157,15 @@ def _spare_the_collector() -> None:
 def _allow_many_connections() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _share_one_heap() -> None:
+    """Have all threads allocate from one heap.
+
+    By itself glibc gives each its own, and what one thread frees is of no use to another: a tenth of the memory that
+    1,600 TLS connections take.
+    """
+    ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def _leave() -> None:
