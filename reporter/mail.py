@@ -16,6 +16,7 @@ from email.utils import format_datetime, make_msgid
 from typing import Any
 
 from common.settings import Settings, SettingsError, split_mail_address
+from common.tls import client_context
 from reporter.letter import Letter
 
 # A server that keeps answering, but slowly, is given up after so many times the timeout of one step.
@@ -114,7 +115,7 @@ class Mailer:
         server = self._connect()
         try:
             if self._use_tls:
-                server.starttls(context=ssl.create_default_context())
+                server.starttls(context=client_context())
             if self._user:
                 server.login(self._user, self._password or "")
             server.send_message(message)
@@ -127,7 +128,7 @@ class Mailer:
     def _connect(self) -> smtplib.SMTP:
         patience = self._timeout * PATIENCE
         if self._use_ssl:
-            context = ssl.create_default_context()
+            context = client_context()
             return _BoundedTls(patience, self._host, self._port, timeout=self._timeout, context=context)
         return _Bounded(patience, self._host, self._port, timeout=self._timeout)
 

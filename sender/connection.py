@@ -23,10 +23,10 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
 
-import certifi
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from common.settings import SettingsError
+from common.tls import client_context
 from sender.answers import Answer, Fault
 
 BODY_LIMIT_BYTES = 64 * 1024  # A real answer has some dozen bytes; ten megabytes are not read.
@@ -149,7 +149,7 @@ def _proxy(scheme: str, host: str) -> _Proxy | None:
 
 
 def _tls_context() -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=ssl.get_default_verify_paths().cafile or certifi.where())
+    context = client_context()
     context.set_alpn_protocols(["http/1.1"])
     return context
 
