@@ -14,9 +14,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import requests
+from requests.adapters import HTTPAdapter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from urllib3.util import Retry
 
 from tools.local import ROOT
 
@@ -55,6 +57,18 @@ class Api:
     def __init__(self, url: str, key: str) -> None:
         self.url = url.rstrip("/")
         self._http = requests.Session()
+        # Looking goes on while a server behind the API is being started again.
+        patience = Retry(
+            12,
+            connect=0,
+            backoff_factor=0.2,
+            backoff_max=5,
+            status_forcelist=[503],
+            allowed_methods=["GET"],
+            raise_on_status=False,
+        )
+        for scheme in ("http://", "https://"):
+            self._http.mount(scheme, HTTPAdapter(max_retries=patience))
         self._http.headers["Authorization"] = f"Bearer {key}"
 
     def call(self, method: str, path: str, **options: Any) -> Any:
