@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import orjson
 
 from sender.answers import Answer, Fault
-from sender.connection import Address, Connection, Origin, Progress
+from sender.connection import Connection, Progress
 from sender.delivery import Call, Delivery, Skip
+from sender.origin import Address, Origin
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 # A connection that nobody needs is closed after this time: some servers do so themselves after five seconds, and may

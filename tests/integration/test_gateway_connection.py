@@ -17,7 +17,7 @@ from typing import Any, Self
 import pytest
 
 from common.settings import SettingsError
-from sender import connection, exchanges
+from sender import exchanges, origin
 from sender.answers import Verdict
 from simulator.client import Simulator
 from tests.integration.test_gateway_client import client_for, delivery, only, results
@@ -238,7 +238,7 @@ def test_connection_that_nobody_needs_is_closed_without_another_call(monkeypatch
 
 
 def test_address_that_refuses_is_looked_up_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "DOUBTED_SECONDS", 0.0)
+    monkeypatch.setattr(origin, "DOUBTED_SECONDS", 0.0)
     with addresses(monkeypatch, free_port()) as asked:
         assert verdicts("http://gateway.example", 2) == [(Verdict.TROUBLE, "connection_refused")] * 2
     assert len(asked) == 2
