@@ -91,6 +91,13 @@ def _http_url(value: str | None) -> str | None:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise EnvError("must be an http:// or https:// address")
+    try:
+        _ = parts.port
+        parts.hostname.encode("idna")
+    except ValueError:
+        raise EnvError("must be an address with a possible host and port") from None
+    if parts.username is not None or parts.query or parts.fragment:
+        raise EnvError("must be an address without a user, a query or a fragment")
     return value.rstrip("/")
 
 

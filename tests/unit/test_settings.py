@@ -14,3 +14,21 @@ def test_token_that_no_header_can_hold_is_refused_by_name(monkeypatch: pytest.Mo
         settings.load()
     assert token not in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "gateway.example",
+        "http://gateway.example:abc",
+        "http://gateway.example:99999",
+        f"http://{'x' * 64}.example",
+        "http://user:secret@gateway.example",
+        "http://gateway.example/?key=secret",
+    ],
+)
+def test_address_that_cannot_be_called_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("GATEWAY_URL", url)
+    with pytest.raises(settings.SettingsError, match="GATEWAY_URL") as refused:
+        settings.load()
+    assert "secret" not in str(refused.value)
