@@ -68,6 +68,7 @@ class Connection:
         "address",
         "descriptor",
         "fault",
+        "has_answered",
         "is_closed",
         "is_reusable",
         "received_bytes",
@@ -77,6 +78,7 @@ class Connection:
         """Begin to connect. Raises OSError where that cannot even be begun."""
         self.address = address
         self.fault: Fault | None = None
+        self.has_answered = False  # ever
         self.is_closed = False
         self._origin = origin
         self._epoll = epoll
@@ -210,6 +212,7 @@ class Connection:
             self._await(_WRITE)
             return Progress.NONE
         except (OSError, ValueError):
+            self._origin.give_up_session()
             return self._fail(Fault.TLS)
         return self._be_ready()
 
@@ -265,12 +268,13 @@ class Connection:
         """The other side has closed the connection."""
         if not self.received_bytes:
             return self._fail(Fault.RESET if self._is_broken else Fault.CLOSED)
-        if self._status is None or b"content-length" in self._headers or b"transfer-encoding" in self._headers:
+        chunked = self._headers.get(b"transfer-encoding", b"").rstrip().lower().endswith(b"chunked")
+        if self._status is None or b"content-length" in self._headers or chunked:
             return self._fail(Fault.TRUNCATED)
         return Progress.ANSWERED  # The end of the connection is that of the body (RFC 9112, 6.3).
 
     def _is_too_large(self) -> bool:
-        announced = self._headers.get(b"content-length", b"0")
+        announced = self._headers.get(b"content-length", b"").lstrip(b"0")[:9]  # Python reads 4,300 digits at most.
         return (
             self.received_bytes > ANSWER_LIMIT_BYTES
             or len(self._body) > BODY_LIMIT_BYTES
@@ -309,7 +313,7 @@ class Connection:
         if self._status is not None and self._status < 200:
             self._begin_headers()
             return
-        self._is_complete = True
+        self._is_complete = self.has_answered = True
         self.is_reusable = not self._unsent and not self._is_broken and self._parser.should_keep_alive()
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import os
 import select
 import time
 from collections import OrderedDict, deque
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import orjson
 
@@ -16,6 +18,7 @@ from sender.delivery import Call, Delivery, Skip
 from sender.origin import Address, Origin
 
 CONNECT_TIMEOUT_SECONDS = 5.0
+ADDRESS_SECONDS = 2.0  # of these, what an address has when there is another to try
 # A connection that nobody needs is closed after this time: some servers do so themselves after five seconds, and may
 # do it just when a request is on its way.
 REST_SECONDS = 4.0
@@ -53,10 +56,13 @@ class Exchanges:
         self._origin = Origin(url, headers, self.wake)
         self._timeout_seconds = timeout_seconds
         self._connect_seconds = min(CONNECT_TIMEOUT_SECONDS, timeout_seconds)
+        self._address_seconds = min(ADDRESS_SECONDS, self._connect_seconds / 2)
         self._in_flight: OrderedDict[Exchange, None] = OrderedDict()  # the oldest first
         # Those of them whose connection is not there yet, with the monotonic time by which it must be.
-        self._connecting: OrderedDict[Exchange, float] = OrderedDict()
-        self._unresolved: list[Exchange] = []  # those of them that wait for an address
+        self._connecting: dict[Exchange, float] = {}
+        self._deadlines: list[tuple[float, int, Exchange]] = []  # the same as a heap; some are out of date
+        self._numbers = itertools.count()  # which make any two of them comparable
+        self._unresolved: dict[Exchange, None] = {}  # those of them that wait for an address
         self._ended: list[Ended] = []
         self._connections: dict[int, Connection] = {}  # by descriptor
         self._exchanges: dict[Connection, Exchange] = {}
@@ -93,12 +99,15 @@ class Exchanges:
 
     def wait(self, seconds: float) -> list[Ended]:
         """Do what can be done, after waiting for so long at most until there is something; what has ended."""
-        for descriptor, _ in self._epoll.poll(max(0.0, min(seconds, self._spare_seconds(time.monotonic())))):
+        rested = len(self._resting)
+        for descriptor in self._ready(max(0.0, min(seconds, self._spare_seconds(time.monotonic())))):
             if descriptor == self._wakeup:
                 os.eventfd_read(self._wakeup)
             else:
                 self._proceed(self._connections[descriptor])
         now = time.monotonic()
+        if len(self._resting) > rested:
+            self._close_talkative()
         self._close_rested(now)
         self._resolve(now)
         self._expire(now)
@@ -112,9 +121,14 @@ class Exchanges:
         self._epoll.close()
         os.close(self._wakeup)
 
+    def _ready(self, seconds: float) -> list[int]:
+        """The descriptors with something to do, all of them: epoll by itself tells of 1,023."""
+        return [descriptor for descriptor, _ in self._epoll.poll(seconds, len(self._connections) + 1)]
+
     def _end(self, exchange: Exchange, answer: Answer | Skip) -> None:
         del self._in_flight[exchange]
         self._connecting.pop(exchange, None)
+        self._unresolved.pop(exchange, None)
         self._ended.append(Ended(exchange.call, exchange.delivery, answer))
 
     def _fail(self, exchange: Exchange, fault: Fault, now: float) -> None:
@@ -135,18 +149,16 @@ class Exchanges:
             exchange.addresses.extend(addresses.known)
             self._connect(exchange, now)
         else:
-            self._connecting[exchange] = now + self._connect_seconds
-            self._unresolved.append(exchange)
+            self._limit(exchange, exchange.began + self._connect_seconds)
+            self._unresolved[exchange] = None
 
     def _resolve(self, now: float) -> None:
         """Go on with the calls that wait for an address, if there is one now."""
         addresses = self._origin.addresses
         if not self._unresolved or (addresses.is_looking and not addresses.known):
             return
-        waiting, self._unresolved = self._unresolved, []
+        waiting, self._unresolved = self._unresolved, {}
         for exchange in waiting:
-            if exchange not in self._connecting:
-                continue  # it has taken too long, or was taken back
             if addresses.known:
                 exchange.addresses.extend(addresses.known)
                 self._connect(exchange, now)
@@ -156,19 +168,34 @@ class Exchanges:
     def _connect(self, exchange: Exchange, now: float) -> None:
         """Begin to connect, to the next address that this can be begun to."""
         self._connecting.pop(exchange, None)
-        seconds = self._connect_seconds / len(self._origin.addresses.known)
         while exchange.addresses:
+            address = exchange.addresses.popleft()
             try:
-                connection = Connection(self._origin, exchange.addresses.popleft(), self._epoll)
+                connection = Connection(self._origin, address, self._epoll)
             except OSError:
+                self._origin.addresses.doubt(address, now)
                 continue
             self._connections[connection.descriptor] = connection
             self._exchanges[connection] = exchange
             exchange.connection = connection
-            self._connecting[exchange] = now + seconds
+            last = exchange.began + self._connect_seconds
+            self._limit(exchange, min(last, now + self._address_seconds) if exchange.addresses else last)
             return
-        self._origin.addresses.doubt(now)
         self._fail(exchange, Fault.REFUSED, now)
+
+    def _limit(self, exchange: Exchange, deadline: float) -> None:
+        """Have it connected by this monotonic time."""
+        self._connecting[exchange] = deadline
+        heapq.heappush(self._deadlines, (deadline, next(self._numbers), exchange))
+
+    def _first_to_connect(self) -> tuple[float, Exchange] | None:
+        """The one that must be connected first, and when."""
+        while self._deadlines:
+            deadline, _, exchange = self._deadlines[0]
+            if self._connecting.get(exchange) == deadline:
+                return deadline, exchange
+            heapq.heappop(self._deadlines)
+        return None
 
     def _abandon(self, exchange: Exchange) -> None:
         if exchange.connection is not None:
@@ -180,6 +207,16 @@ class Exchanges:
         connection.close()
 
     # One call after another ---------------------------------------------------------------------------------------
+
+    def _close_talkative(self) -> None:
+        """Close kept connections on which something came after the answer, or the end.
+
+        It would be taken for the answer to the next request, which may be asked at once.
+        """
+        for descriptor in self._ready(0.0):
+            connection = self._connections.get(descriptor)
+            if connection is not None and connection not in self._exchanges:
+                self._proceed(connection)
 
     def _close_rested(self, now: float) -> None:
         """Close what has rested for too long."""
@@ -206,14 +243,17 @@ class Exchanges:
         connection.ask(self._origin.request(message_id, body))
 
     def _proceed(self, connection: Connection) -> None:
+        received_bytes = connection.received_bytes
         progress = connection.proceed()
+        exchange = self._exchanges.get(connection)
+        if exchange is None:
+            if progress is not Progress.NONE or connection.received_bytes != received_bytes:
+                self._close(connection)  # The other side has closed it, or speaks without being asked.
+            return
         if progress is Progress.NONE:
             return
-        exchange = self._exchanges.get(connection)
         now = time.monotonic()
-        if exchange is None:  # It rested, and the other side has closed it, or speaks without being asked.
-            self._close(connection)
-        elif progress is Progress.ANSWERED:
+        if progress is Progress.ANSWERED:
             self._end(exchange, connection.answer(int((now - exchange.began) * 1000)))
             self._rest(connection, now)
         elif progress is Progress.READY:
@@ -234,11 +274,11 @@ class Exchanges:
             self._rest(connection, now)
 
     def _failed(self, exchange: Exchange, connection: Connection, now: float) -> None:
-        if connection.fault is Fault.REFUSED and exchange.addresses:
+        if not connection.has_answered:
+            self._origin.addresses.doubt(connection.address, now)
+        if not exchange.is_asked and exchange.addresses:
             self._connect(exchange, now)
             return
-        if connection.fault is Fault.REFUSED:
-            self._origin.addresses.doubt(now)
         self._end(exchange, connection.answer(int((now - exchange.began) * 1000)))
 
     def _rest(self, connection: Connection, now: float) -> None:
@@ -254,8 +294,11 @@ class Exchanges:
         """Seconds until a call has taken too long."""
         if self._ended:
             return 0.0
-        limits = [exchange.began + self._timeout_seconds for exchange in _first(self._in_flight)]
-        limits += [self._connecting[exchange] for exchange in _first(self._connecting)]
+        limits = []
+        if self._in_flight:
+            limits.append(next(iter(self._in_flight)).began + self._timeout_seconds)
+        if first := self._first_to_connect():
+            limits.append(first[0])
         return min(limits, default=now + self._timeout_seconds) - now
 
     def _expire(self, now: float) -> None:
@@ -263,17 +306,15 @@ class Exchanges:
         while self._in_flight and (exchange := next(iter(self._in_flight))).began + self._timeout_seconds <= now:
             self._abandon(exchange)
             self._fail(exchange, _timeout(exchange), now)
-        while self._connecting and self._connecting[exchange := next(iter(self._connecting))] <= now:
+        while (first := self._first_to_connect()) and first[0] <= now:
+            exchange = first[1]
+            if exchange.connection is not None:
+                self._origin.addresses.doubt(exchange.connection.address, now)
             self._abandon(exchange)
-            if exchange.addresses:
+            if exchange.addresses and now < exchange.began + self._connect_seconds:
                 self._connect(exchange, now)
             else:
-                self._origin.addresses.doubt(now)
                 self._fail(exchange, _timeout(exchange), now)
-
-
-def _first(exchanges: OrderedDict[Exchange, Any]) -> list[Exchange]:
-    return [next(iter(exchanges))] if exchanges else []
 
 
 def _timeout(exchange: Exchange) -> Fault:

@@ -8,7 +8,7 @@ import ssl
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
@@ -36,6 +36,7 @@ class Addresses:
         self._host, self._port = host, port
         self._wake = wake
         self._fresh_until = -math.inf
+        self._doubted: dict[Address, float] = {}  # until when, monotonic
 
     def refresh(self, now: float) -> None:
         """Have them looked up if they are not known, or not fresh at this monotonic time."""
@@ -46,19 +47,28 @@ class Addresses:
 
     def prefer(self, address: Address) -> None:
         """Try this one first, which has just worked."""
-        if address in self.known and self.known[0] != address:
-            self.known.remove(address)
-            self.known.insert(0, address)
+        self._doubted.pop(address, None)
+        known = self.known
+        if address in known and known[0] != address:
+            self.known = [address, *(other for other in known if other != address)]
 
-    def doubt(self, now: float) -> None:
-        """Look them up again soon: one did not answer."""
+    def doubt(self, address: Address, now: float) -> None:
+        """Try this one last for a while, and look all up again soon: it did not answer."""
+        self._doubted[address] = now + FRESH_SECONDS
+        self.known = self._in_order(self.known)
         self._fresh_until = min(self._fresh_until, now + DOUBTED_SECONDS)
+
+    def _in_order(self, addresses: Iterable[Address]) -> list[Address]:
+        now = time.monotonic()
+        return sorted(addresses, key=lambda address: self._doubted.get(address, now) > now)
 
     def _look_up(self) -> None:
         try:
             found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
             if found:
-                self.known = [(family, kind, protocol, address) for family, kind, protocol, _, address in found]
+                self.known = self._in_order(
+                    (family, kind, protocol, address) for family, kind, protocol, _, address in found
+                )
         except (OSError, UnicodeError):
             pass  # Those of before may still be right: the name server has trouble, not the gateway.
         finally:
@@ -108,15 +118,25 @@ class Origin:
             self.session = connection.session
             self._session_fresh_until = now + SESSION_SECONDS
 
+    def give_up_session(self) -> None:
+        """Do without one for a while: a handshake has failed, which may be for the session that was offered."""
+        if self.session is not None:
+            self.session = None
+            self._session_fresh_until = time.monotonic() + SESSION_SECONDS
+
 
 class _Proxy:
     """Where a proxy is, and what it wants to be told."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme != "http" or not parts.hostname:
+        try:
+            port = parts.port or 80
+        except ValueError:
+            port = 0
+        if parts.scheme != "http" or not parts.hostname or not port:
             raise SettingsError("HTTP_PROXY and HTTPS_PROXY must be http:// addresses")
-        self.address = (parts.hostname, parts.port or 80)
+        self.address = (parts.hostname, port)
         self.headers = {}
         if parts.username:
             user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"

@@ -9,6 +9,7 @@ import ssl
 import threading
 import time
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,9 +20,11 @@ import pytest
 from common.settings import SettingsError
 from sender import exchanges, origin
 from sender.answers import Verdict
+from sender.delivery import Called, Delivery, Skip
+from sender.worker import _allow_many_connections
 from simulator.client import Simulator
 from tests.integration.test_gateway_client import client_for, delivery, only, results
-from tools.processes import free_port
+from tools.processes import free_port, wait_until
 from tools.usage import memory_mb
 
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{"code": 0}'
@@ -98,6 +101,11 @@ class Server:
             self._serve(Peer(connection))
 
 
+def secure(server: Server) -> str:
+    """Its address under the name that is in its certificate."""
+    return server.url.replace("127.0.0.1", "localhost")
+
+
 def verdicts(url: str, count: int = 1, timeout: float = 5.0) -> list[tuple[Verdict, str | None]]:
     """What so many calls come to, one after another, with one client."""
     with client_for(url, timeout=timeout, concurrency=1) as client:
@@ -117,8 +125,10 @@ ACCEPTED = (Verdict.ACCEPTED, None)
         [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + OK],
         [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n", b'{"co\r\n7\r\nde": 0', b"}\r\n0\r\n\r\n"],
         [bytes([byte]) for byte in OK],
+        [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\n\r\n", b'{"code": 0}'],
+        [b"HTTP/1.1 200 OK\r\nContent-Length: " + b"0" * 5000 + b"11\r\n\r\n", b'{"code": 0}'],
     ],
-    ids=["until the end", "line feeds", "no reason", "interim", "chunks", "bytes"],
+    ids=["until the end", "line feeds", "no reason", "interim", "chunks", "bytes", "identity", "padded length"],
 )
 def test_every_form_of_an_answer_is_understood(pieces: Sequence[bytes]) -> None:
     def serve(peer: Peer) -> None:
@@ -253,6 +263,85 @@ def test_second_answer_to_one_request_is_never_that_of_the_next() -> None:
         assert verdicts(server.url, 3) == [ACCEPTED] * 3
 
 
+def test_second_answer_in_a_record_of_its_own_is_never_that_of_the_next(tls: ssl.SSLContext) -> None:
+    def serve(peer: Peer) -> None:
+        peer.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while peer.read():
+            peer.say(OK)
+            peer.say(REFUSED)
+
+    with Server(serve, tls=tls) as server, client_for(secure(server), concurrency=1) as client:
+        found = [result for result in results(client, delivery(310, 20)) if isinstance(result, Called)]
+    assert [result.judgement.verdict for result in found] == [Verdict.ACCEPTED] * 20
+
+
+@pytest.mark.parametrize("over_tls", [False, True])
+def test_connection_that_ends_with_its_answer_is_not_used_again(tls: ssl.SSLContext, over_tls: bool) -> None:
+    """The server says nowhere that it will close it."""
+
+    def serve(peer: Peer) -> None:
+        peer.read()
+        peer.say(OK)
+        peer.stream.close()
+        peer.connection.close()
+
+    with (
+        Server(serve, tls=tls if over_tls else None) as server,
+        client_for(secure(server) if over_tls else server.url, concurrency=1) as client,
+    ):
+        found = [result for result in results(client, delivery(340, 40)) if isinstance(result, Called)]
+    # Now and then the end comes too late to be seen.
+    assert sum(result.judgement.verdict is Verdict.ACCEPTED for result in found) > 30
+
+
+def test_connection_that_speaks_before_it_is_asked_is_not_used() -> None:
+    begun = threading.Event()
+
+    def serve(peer: Peer) -> None:
+        assert begun.wait(5)
+        peer.say(b"HTTP/1.1 200 OK\r\nContent-Length: 13\r\n")
+        peer.read()
+        peer.say(b'\r\n{"code": 404}')
+
+    with Server(serve) as server, client_for(server.url, concurrency=1) as client:
+        taken_back = delivery(390)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Delivery, "objection", lambda *_: Skip.RETURNED)
+            assert results(client, taken_back)[0].skip is Skip.RETURNED  # type: ignore[union-attr]
+        _, resting = client._exchanges._resting[-1]
+        begun.set()
+        with Server(Peer.answer_all) as good:  # Where a new connection goes.
+            client._exchanges._origin.addresses.known = [
+                (socket.AF_INET, socket.SOCK_STREAM, 6, ("127.0.0.1", good.port))
+            ]
+            assert wait_until(lambda: resting.is_closed or resting.received_bytes > 0, 5, pause=0.01)
+            assert only(results(client, delivery(391))).judgement.verdict is Verdict.ACCEPTED
+
+
+def test_answers_that_came_while_the_process_stood_still_are_read_all(simulator: Simulator) -> None:
+    """By itself epoll tells of 1,023 connections at a time."""
+    _allow_many_connections()
+    count = 1100
+    simulator.control({"kind": "latency", "milliseconds": 1500})
+    try:
+        with client_for(simulator.url, timeout=4.0, concurrency=2000) as client:
+            client._limit.value = 2000.0
+            wait, stood_still = client._exchanges.wait, threading.Event()
+
+            def stand_still(seconds: float) -> list[exchanges.Ended]:
+                if not stood_still.is_set() and len(client._exchanges) == count and not client._exchanges._connecting:
+                    stood_still.set()
+                    time.sleep(4.5)
+                return wait(seconds)
+
+            client._exchanges.wait = stand_still  # type: ignore[method-assign]
+            found = [result for result in results(client, delivery(10_000, count)) if isinstance(result, Called)]
+    finally:
+        simulator.calm()
+    assert stood_still.is_set()
+    assert Counter(result.judgement.verdict for result in found) == {Verdict.ACCEPTED: count}
+
+
 def test_late_second_answer_is_never_that_of_the_next_call() -> None:
     said = threading.Event()
 
@@ -316,6 +405,52 @@ def test_next_address_is_tried_when_the_first_is_silent(monkeypatch: pytest.Monk
         simulator.calm()
 
 
+@pytest.mark.parametrize("over_tls", [False, True])
+def test_address_that_breaks_off_is_left_for_another(
+    tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, over_tls: bool
+) -> None:
+    with (
+        Server(lambda peer: peer.connection.close()) as sick,
+        Server(Peer.answer_all, tls=tls if over_tls else None) as good,
+        addresses(monkeypatch, sick.port, good.port),
+    ):
+        found = verdicts(f"{'https' if over_tls else 'http'}://localhost", 8)
+    # A request that was written may have been heard: it is not repeated at once.
+    assert found[0] == ACCEPTED if over_tls else found[0][0] is Verdict.UNKNOWN
+    assert found[1:] == [ACCEPTED] * 7
+
+
+def test_many_addresses_leave_each_the_time_to_connect(tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    def shake_hands_late(peer: Peer) -> None:
+        time.sleep(0.3)
+        peer.stream.close()
+        with tls.wrap_socket(peer.connection, server_side=True) as connection:
+            Peer(connection).answer_all()
+
+    with Server(shake_hands_late) as server, addresses(monkeypatch, *[server.port] * 20):
+        assert verdicts("https://localhost", timeout=5.0) == [ACCEPTED]
+
+
+def test_time_to_connect_is_each_calls_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has a single address may take longer than one that began later and has two."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as mute, Server(Peer.answer_all) as good:
+        mute_port = mute.getsockname()[1]
+        filling = [socket.socket() for _ in range(2)]  # No connection is accepted after these.
+        for each in filling:
+            each.setblocking(False)
+            each.connect_ex(("127.0.0.1", mute_port))
+        with addresses(monkeypatch, mute_port), client_for("http://gateway.example", timeout=4.0) as client:
+            client.submit(delivery(600))
+            known = client._exchanges._origin.addresses
+            assert wait_until(lambda: bool(client._exchanges._connecting), 5, pause=0.01)
+            known.known = [*known.known, (socket.AF_INET, socket.SOCK_STREAM, 6, ("127.0.0.1", good.port))]
+            began = time.monotonic()
+            assert only(results(client, delivery(601))).judgement.verdict is Verdict.ACCEPTED
+            assert time.monotonic() - began < 3.0
+        for each in filling:
+            each.close()
+
+
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[Simulator]:
     with Simulator.start() as running:
@@ -355,7 +490,8 @@ def test_name_server_in_trouble_leaves_known_addresses_in_use(monkeypatch: pytes
         assert only(results(client, delivery(500))).judgement.verdict is Verdict.ACCEPTED
         monkeypatch.setattr(socket, "getaddrinfo", look_up)
         monkeypatch.setattr(exchanges, "REST_SECONDS", 0.0)
-        client._exchanges._origin.addresses.doubt(-1000.0)
+        known = client._exchanges._origin.addresses
+        known.doubt(known.known[0], -1000.0)
         for number in range(2):
             assert only(results(client, delivery(501 + number))).judgement.verdict is Verdict.ACCEPTED
         assert failed.wait(5)
@@ -385,8 +521,45 @@ def test_new_connection_resumes_the_session_of_the_one_before(tls: ssl.SSLContex
         peer.say(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
 
     with Server(serve, tls=tls) as server:
-        assert verdicts(server.url.replace("127.0.0.1", "localhost"), 3) == [ACCEPTED] * 3
+        assert verdicts(secure(server), 3) == [ACCEPTED] * 3
     assert resumed == [False, True, True]
+
+
+def offers_a_session(hello: bytes) -> bool:
+    """Whether a ClientHello ends with the extension `pre_shared_key` (RFC 8446, 4.1.2 and 4.2.11)."""
+    at = 5 + 4 + 2 + 32
+    at += 1 + hello[at]
+    at += 2 + int.from_bytes(hello[at : at + 2], "big")
+    at += 1 + hello[at] + 2
+    while at < len(hello):
+        if hello[at : at + 2] == b"\x00\x29":
+            return True
+        at += 4 + int.from_bytes(hello[at + 2 : at + 4], "big")
+    return False
+
+
+def test_session_that_the_gateway_does_not_like_is_given_up(
+    tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offered: list[bool] = []
+
+    class Fussy(Server):
+        """Breaks off every handshake in which a session is offered."""
+
+        def _handle(self, connection: socket.socket) -> None:
+            offered.append(offers_a_session(connection.recv(4096, socket.MSG_PEEK)))
+            if offered[-1]:
+                connection.close()
+            else:
+                super()._handle(connection)
+
+    def serve(peer: Peer) -> None:
+        peer.read()
+        peer.say(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+
+    with Fussy(serve, tls=tls) as server, addresses(monkeypatch, server.port):
+        assert verdicts("https://localhost", 4) == [ACCEPTED, (Verdict.TROUBLE, "tls"), ACCEPTED, ACCEPTED]
+    assert offered == [False, True, False, False]
 
 
 def test_new_tls_connections_leave_nothing_behind(tls: ssl.SSLContext) -> None:
@@ -400,7 +573,7 @@ def test_new_tls_connections_leave_nothing_behind(tls: ssl.SSLContext) -> None:
     # Its memory is no matter.
     elsewhere = multiprocessing.get_context("fork").Process(target=server._accept, daemon=True)
     elsewhere.start()
-    with client_for(server.url.replace("127.0.0.1", "localhost")) as client:
+    with client_for(secure(server)) as client:
         assert len(results(client, delivery(1, 300))) == 300
         before = memory_mb(os.getpid(), "VmRSS")
         assert len(results(client, delivery(1001, 1000))) == 1000
@@ -499,6 +672,13 @@ def test_host_that_no_proxy_names_is_called_directly(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with Server(Peer.answer_all) as server:
         assert verdicts(server.url) == [ACCEPTED]
+
+
+@pytest.mark.parametrize("proxy", ["http://proxy:abc", "http://proxy:99999", "http://:3128"])
+def test_proxy_that_cannot_be_is_refused_with_its_name(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    with pytest.raises(SettingsError, match="HTTP_PROXY"), client_for("http://gateway.example"):
+        pass
 
 
 def test_proxy_that_is_itself_spoken_to_over_tls_is_refused_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
