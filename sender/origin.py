@@ -54,6 +54,7 @@ class Addresses:
 
     def doubt(self, address: Address, now: float) -> None:
         """Try this one last for a while, and look all up again soon: it did not answer."""
+        self._doubted = {doubted: until for doubted, until in self._doubted.items() if until > now}
         self._doubted[address] = now + FRESH_SECONDS
         self.known = self._in_order(self.known)
         self._fresh_until = min(self._fresh_until, now + DOUBTED_SECONDS)
