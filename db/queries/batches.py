@@ -86,10 +86,11 @@ class UnderWay(NamedTuple):
 
     mailing_id: int
     messages: int
+    is_taken: bool  # a worker has it
     is_begun: bool  # all its calls are
 
 
-_UNDER_WAY = sa.text("SELECT mailing_id, cardinality(message_ids), is_begun FROM batch")
+_UNDER_WAY = sa.text("SELECT mailing_id, cardinality(message_ids), worker_id IS NOT NULL, is_begun FROM batch")
 
 
 def under_way(session: Session) -> list[UnderWay]:

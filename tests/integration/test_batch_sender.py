@@ -66,7 +66,7 @@ def test_it_does_not_wait_for_the_slowest_call(session: Session, engine: Engine,
     with sending(engine, simulator.url) as sender:
         sender.send_batches(batch_id)
         assert session.scalars(sa.select(Batch.is_begun)).all() == [True]
-        assert batches.under_way(session) == [(mailing.id, 3, True)]
+        assert batches.under_way(session) == [(mailing.id, 3, True, True)]
         session.commit()
     # The call that hangs was given up.
     assert session.scalars(sa.select(Message.status).order_by(Message.id)).all() == ["sent", "sent", "pending"]

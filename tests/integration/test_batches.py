@@ -76,7 +76,7 @@ def test_a_release_takes_what_is_due_and_no_more_than_asked(session: Session, ma
     assert batches.release(session, [mailing.id], 500) == []
     session.commit()
     assert statuses(session) == counted(session) == {"sending": 10, "pending": 1}
-    assert sorted(batches.under_way(session)) == [(mailing.id, 4, False), (mailing.id, 6, False)]
+    assert sorted(batches.under_way(session)) == [(mailing.id, 4, False, False), (mailing.id, 6, False, False)]
 
 
 def test_small_mailings_are_released_together_in_their_turn(session: Session, mailing: Mailing) -> None:

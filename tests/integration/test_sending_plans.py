@@ -166,7 +166,7 @@ def test_due_and_under_way(session: Session, big: Mailing) -> None:
     release(session, big)
     with plans_of(session) as plans:
         assert audience.due(session)[-1] == big.id
-        assert (big.id, BATCH, False) in batches.under_way(session)
+        assert (big.id, BATCH, False, False) in batches.under_way(session)
 
     check(plans, rows=2, indexes={DUE})
 

@@ -1,0 +1,79 @@
+"""What the dispatcher's rounds do; nothing is published, the test takes the batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from db.models import Batch, Mailing, MessageStatus
+from db.queries import batches, processes
+from sender.dispatcher import BATCHES_TOGETHER, Dispatcher
+from tests.factories import make_client, make_mailing, make_message
+
+PLACES = 6
+
+
+@pytest.fixture
+def engine(emptied_engine: Engine) -> Engine:
+    """Nothing here needs a database of its own."""
+    return emptied_engine
+
+
+class Unpublished(Dispatcher):
+    """A dispatcher that notes what it would publish."""
+
+    def __init__(self, engine: Engine) -> None:
+        broker: Any = None
+        super().__init__(engine, broker, None)
+        self.published: list[tuple[int, ...]] = []
+        self.is_broker_away = False
+
+    def _publish(self, _queue: str, _actor: str, *numbers: int) -> bool:
+        self.published.append(numbers)
+        return not self.is_broker_away
+
+
+@pytest.fixture
+def dispatcher(engine: Engine, session: Session) -> Unpublished:
+    """With a sending process of six places, none of them taken."""
+    processes.beat(session, "a worker", "sender", PLACES)
+    session.commit()
+    return Unpublished(engine)
+
+
+def small_mailing(session: Session) -> Mailing:
+    mailing = make_mailing(session)
+    make_message(session, mailing, make_client(session), status=MessageStatus.PENDING, attempts=0)
+    return mailing
+
+
+def test_one_round_fills_all_places_with_small_mailings_that_go_together(
+    session: Session, dispatcher: Unpublished
+) -> None:
+    for _ in range(PLACES * BATCHES_TOGETHER + 2):
+        small_mailing(session)
+
+    dispatcher.release_round()
+
+    assert [len(batch_ids) for batch_ids in dispatcher.published] == [BATCHES_TOGETHER] * PLACES
+
+
+def test_small_mailings_do_not_queue_up_behind_busy_threads_but_go_together_later(
+    session: Session, dispatcher: Unpublished
+) -> None:
+    for _ in range(PLACES + 5):
+        small_mailing(session)
+        dispatcher.release_round()
+    # Alone, while nobody takes them: as many as there are threads, however little of a place each has.
+    assert [len(batch_ids) for batch_ids in dispatcher.published] == [1] * PLACES
+
+    batches.take(session, dispatcher.published[0], "a worker")
+    session.commit()
+    dispatcher.release_round()
+
+    assert [len(batch_ids) for batch_ids in dispatcher.published[PLACES:]] == [5]
+    assert session.scalar(sa.select(sa.func.count()).select_from(Batch)) == PLACES + 5
