@@ -374,6 +374,8 @@ class Dispatcher:
         chores = self._commit(audience.chores)
         unwritten = sorted([*chores.unwritten, *self._start()] if chores.starts else chores.unwritten)
         more = self._materialise(unwritten)
+        # Before the rest of these mailings is settled or removed; another round does it where this was all.
+        more |= chores.stopped and self._withdraw_stopped()
         more |= self._settle(chores.ended)
         more |= chores.rescheduled and self._commit(audience.reschedule_chunk)
         for mailing_id in chores.deleted:
@@ -418,6 +420,14 @@ class Dispatcher:
                 log.info("mailing_materialised", mailing_id=mailing_id)
             self._release_wanted.set()
         return more
+
+    def _withdraw_stopped(self) -> bool:
+        """Take back what waits in the queue in vain: at a slow gateway a worker would find that out minutes later."""
+        withdrawn = self._commit(batches.withdraw_stopped)
+        if withdrawn:
+            log.info("batches_withdrawn", batches=withdrawn)
+            self._release_wanted.set()
+        return withdrawn > 0
 
     def _settle(self, mailing_ids: Iterable[int]) -> bool:
         more = False

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from db import rules
+from db.queries import batches
 from db.windows import Window, next_opening
 
 CHUNK = 20_000
@@ -50,6 +51,7 @@ class Chores(NamedTuple):
     ended: list[int]  # or cancelled, and messages still wait
     rescheduled: bool  # the times of waiting messages are to be set anew
     deleted: list[int]  # and not yet removed
+    stopped: bool  # a batch in the queue is of a mailing that may not send any more
     lost: bool  # the lease of a batch ran out
     completes: bool  # one has no open message left
     crowded: list[int]  # have many counter rows
@@ -62,6 +64,7 @@ _CHORES = sa.text(f"""
            ARRAY(SELECT id FROM mailing WHERE {_ENDED} ORDER BY id),
            EXISTS (SELECT FROM mailing WHERE {_RESCHEDULED}),
            ARRAY(SELECT id FROM mailing WHERE deleted_at IS NOT NULL ORDER BY id),
+           EXISTS (SELECT FROM batch WHERE {batches.STOPPED}),
            EXISTS (SELECT FROM batch WHERE lease_until < now()),
            EXISTS (SELECT FROM mailing WHERE {_NOTHING_OPEN}),
            ARRAY({_CROWDED}),

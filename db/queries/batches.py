@@ -345,14 +345,30 @@ _RECLAIM = sa.text("""
 """)
 
 
-def withdraw(session: Session, batch_ids: Sequence[int]) -> None:
-    """Undo releases whose batches could not be published."""
+def withdraw(session: Session, batch_ids: Sequence[int]) -> int:
+    """Undo releases whose batches no worker has taken; their count."""
     withdrawn = session.execute(
         sa.text("DELETE FROM batch WHERE id = ANY(:ids) AND worker_id IS NULL RETURNING id, message_ids"),
         {"ids": list(batch_ids)},
     )
-    for batch_id, ids in withdrawn.all():
+    rows = withdrawn.all()
+    for batch_id, ids in rows:
         session.execute(_RECLAIM, {"ids": ids, "batch_id": batch_id, "counted": 0})
+    return len(rows)
+
+
+# A batch that no worker has taken, of a mailing that may not send any more.
+STOPPED = """
+    worker_id IS NULL AND NOT EXISTS (
+        SELECT FROM mailing WHERE mailing.id = batch.mailing_id AND state = 'running' AND ends_at > now()
+    )
+"""
+
+
+def withdraw_stopped(session: Session, limit: int = 50) -> int:
+    """Undo releases of mailings that may not send any more, up to `limit`; their count."""
+    stopped = sa.text(f"SELECT id FROM batch WHERE {STOPPED} ORDER BY id LIMIT :limit")
+    return withdraw(session, session.scalars(stopped, {"limit": limit}).all())
 
 
 _RENEW = sa.text(f"""

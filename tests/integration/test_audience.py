@@ -274,7 +274,7 @@ def test_a_mailing_completes_when_nothing_is_open(session: Session) -> None:
 def test_nothing_is_to_be_done_while_all_waits(session: Session) -> None:
     mailing = make_mailing(session, materialised_at=NOW)
     make_message(session, mailing, make_client(session), status=MessageStatus.PENDING)
-    assert audience.chores(session) == audience.Chores(False, [], [], False, [], False, False, [], None)
+    assert audience.chores(session) == audience.Chores(False, [], [], False, [], False, False, False, [], None)
 
 
 def test_a_deleted_mailing_is_removed_with_all_that_belongs_to_it(session: Session) -> None:

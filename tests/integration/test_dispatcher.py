@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -9,8 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from db.models import Batch, Mailing, MessageStatus
-from db.queries import batches, processes
+from db.models import Batch, Mailing, MailingState, Message, MessageStatus
+from db.queries import batches, mailings, processes
 from sender.dispatcher import BATCHES_TOGETHER, Dispatcher
 from tests.factories import make_client, make_mailing, make_message
 
@@ -77,3 +78,47 @@ def test_small_mailings_do_not_queue_up_behind_busy_threads_but_go_together_late
 
     assert [len(batch_ids) for batch_ids in dispatcher.published[PLACES:]] == [5]
     assert session.scalar(sa.select(sa.func.count()).select_from(Batch)) == PLACES + 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "state"),
+    [
+        ({"state": "cancelled", "finished_at": sa.func.now()}, "cancelled", MailingState.CANCELLED),
+        ({"starts_at": sa.text("now() - interval '2 h'"), "ends_at": sa.func.now()}, "expired", MailingState.COMPLETED),
+        ({"state": "paused"}, "pending", MailingState.PAUSED),
+    ],
+)
+def test_what_waits_in_the_queue_when_a_mailing_stops_is_settled_at_once(
+    session: Session, dispatcher: Unpublished, changes: dict[str, Any], status: str, state: MailingState
+) -> None:
+    mailing, other, taken = (small_mailing(session) for _ in range(3))
+    session.execute(sa.update(Mailing).values(materialised_at=sa.func.now()))
+    session.commit()
+    dispatcher.release_round()
+    of_mailing = dict(session.execute(sa.select(Batch.mailing_id, Batch.id)).all())
+    batches.take(session, [of_mailing[taken.id]], "a worker")
+    session.execute(sa.update(Mailing).where(Mailing.id != other.id).values(**changes))
+    session.commit()
+
+    while not dispatcher.housekeeping_round():
+        pass
+
+    messages = {m.mailing_id: (m.status.value, m.attempts) for m in session.scalars(sa.select(Message))}
+    assert messages == {mailing.id: (status, 0), other.id: ("sending", 0), taken.id: ("sending", 0)}
+    assert set(session.scalars(sa.select(Batch.id))) == set(of_mailing.values()) - {of_mailing[mailing.id]}
+    session.expire_all()
+    assert mailing.state is state
+
+
+def test_a_mailing_deleted_while_all_of_it_waits_in_the_queue_is_removed_at_once(
+    session: Session, dispatcher: Unpublished
+) -> None:
+    mailing_id = small_mailing(session).id
+    dispatcher.release_round()
+    mailings.delete(session, mailing_id, datetime.now(UTC))
+    session.commit()
+
+    while not dispatcher.housekeeping_round():
+        pass
+
+    assert session.scalars(sa.select(Mailing.id).where(Mailing.id == mailing_id)).all() == []
