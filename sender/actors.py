@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Sequence
 from datetime import datetime
 
 import dramatiq
@@ -64,11 +65,9 @@ class BatchSender:
     def send_batches(self, *batch_ids: int) -> None:
         """Send the messages of those batches that are still to be had; safe to run twice, and anywhere at once."""
         taken_at = time.monotonic()
-        taken = until_committed(
-            self._sessions, lambda session: batches.take(session, batch_ids, self._process_id), self._giving_up
-        )
         # Missing are those that are finished, swept, or in another worker's hands.
-        deliveries = [self._begin(batch, taken_at) for batch in taken]
+        begun = [self._begin(batch, taken_at) for batch in self._take(batch_ids)]
+        deliveries = [delivery for delivery in begun if delivery]
         for delivery in deliveries:
             delivery.begun.wait()
         patience_ends = time.monotonic() + PATIENCE_SECONDS
@@ -77,11 +76,24 @@ class BatchSender:
             with contextlib.suppress(GivenUpError):
                 until_committed(self._sessions, lambda session: batches.note_begun(session, slow), self._giving_up)
 
-    def _begin(self, batch: TakenBatch, taken_at: float) -> Delivery:
+    def _take(self, batch_ids: Sequence[int]) -> list[TakenBatch]:
+        is_repeat = False
+
+        def work(session: Session) -> list[TakenBatch]:
+            nonlocal is_repeat
+            # The answer to a commit may have been lost: then the batches are ours, and nobody knows of it.
+            again = self._keeper.not_kept(batch_ids) if is_repeat else []
+            is_repeat = True
+            return batches.take(session, batch_ids, self._process_id, again)
+
+        return until_committed(self._sessions, work, self._giving_up)
+
+    def _begin(self, batch: TakenBatch, taken_at: float) -> Delivery | None:
         delivery, settled = self._prepare(batch, taken_at)
         if not batch.standing.may_send or not (self._keeper.gateway_closed or batch.is_probe):
             delivery.stop()  # Released just before the mailing was paused, or the breaker opened.
-        self._keeper.add(delivery)  # until it is done
+        if not self._keeper.add(delivery):  # It keeps it until it is done.
+            return None
         # No connection is held from here on: a slow gateway must not keep one.
         self._client.submit(delivery)
         delivery.put(settled)

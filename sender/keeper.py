@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import psycopg2
 import psycopg2.extensions
@@ -68,12 +68,17 @@ class Keeper:
         """Offer no capacity any more: the dispatcher should send nothing new."""
         self._capacity = 0
 
-    def add(self, delivery: Delivery) -> None:
-        """Keep this delivery's lease."""
+    def add(self, delivery: Delivery) -> bool:
+        """Keep this delivery's lease; False if another thread brought one of the same batch before."""
         with self._lock:
-            self._deliveries[delivery.batch_id] = delivery
             # A client may have been withdrawn after the batch was read and before it was added here.
             delivery.withdrawn.update(client_id for _, client_id in self._withdrawn)
+            return self._deliveries.setdefault(delivery.batch_id, delivery) is delivery
+
+    def not_kept(self, batch_ids: Iterable[int]) -> list[int]:
+        """Those of these batches that it has no delivery of."""
+        with self._lock:
+            return [batch_id for batch_id in batch_ids if batch_id not in self._deliveries]
 
     def remove(self, delivery: Delivery) -> None:
         """Let go of it."""

@@ -46,7 +46,8 @@ class GivenUpError(Exception):
 def until_committed(sessions: sessionmaker[Session], work: Callable[[Session], _T], giving_up: threading.Event) -> _T:
     """Run and commit; while the database is away, wait for it: results in hand must not be lost.
 
-    Everything done here is guarded by the batch, so repeating a transaction whose commit was cut off does no harm.
+    The work is done again also when it was committed and only the answer was lost: it must bear that. What is guarded
+    by a batch does; who takes batches looks for those that it has already.
     Raises GivenUpError when the process ends meanwhile, and what else the database says against the work.
     """
     pause, longest = PAUSES_SECONDS

@@ -149,8 +149,8 @@ _STANDING = "mailing.state = 'running' AS may_send, mailing.ends_at, mailing.win
 _TAKE = sa.text(f"""
     UPDATE batch SET worker_id = :worker_id, lease_until = now() + make_interval(secs => :lease)
     FROM mailing
-    WHERE batch.id = ANY(CAST(:ids AS bigint[])) AND batch.worker_id IS NULL AND batch.lease_until > now()
-      AND mailing.id = batch.mailing_id
+    WHERE batch.id = ANY(CAST(:ids AS bigint[])) AND batch.lease_until > now() AND mailing.id = batch.mailing_id
+      AND (batch.worker_id IS NULL OR batch.worker_id = :worker_id AND batch.id = ANY(CAST(:again AS bigint[])))
     RETURNING batch.id, batch.mailing_id, batch.message_ids, batch.is_probe, mailing.text, {_STANDING}
 """)
 
@@ -163,11 +163,13 @@ _RECIPIENTS = sa.text("""
 """)
 
 
-def take(session: Session, batch_ids: Sequence[int], worker_id: str) -> list[TakenBatch]:
-    """Make these batches this worker's; those that are taken, finished or swept already are missing."""
-    rows = session.execute(
-        _TAKE, {"ids": _array(batch_ids), "worker_id": worker_id, "lease": TAKEN_LEASE_SECONDS}
-    ).all()
+def take(session: Session, batch_ids: Sequence[int], worker_id: str, again: Iterable[int] = ()) -> list[TakenBatch]:
+    """Make these batches this worker's; those that are taken, finished or swept already are missing.
+
+    Those to have `again` may be this worker's already: it was not told whether it had them.
+    """
+    values = {"ids": _array(batch_ids), "worker_id": worker_id, "again": _array(again), "lease": TAKEN_LEASE_SECONDS}
+    rows = session.execute(_TAKE, values).all()
     if not rows:
         return []
     found = session.execute(

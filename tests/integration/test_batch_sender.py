@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -71,6 +72,53 @@ def test_it_does_not_wait_for_the_slowest_call(session: Session, engine: Engine,
     # The call that hangs was given up.
     assert session.scalars(sa.select(Message.status).order_by(Message.id)).all() == ["sent", "sent", "pending"]
     assert not session.scalars(sa.select(Batch)).all()
+
+
+def lose_next_answer(sender: BatchSender, engine: Engine) -> None:
+    """Have the sender's next commit reach PostgreSQL, and its answer be lost."""
+
+    def lose(_session: Session) -> None:
+        raise sa.exc.OperationalError("COMMIT", {}, Exception("server closed the connection unexpectedly"))
+
+    sender._sessions = sessionmaker(engine)  # The recorder has another.
+    sa.event.listen(sender._sessions, "after_commit", lose, once=True)
+
+
+def test_batches_that_were_taken_without_the_process_hearing_of_it_are_sent(
+    session: Session, engine: Engine, simulator: Simulator
+) -> None:
+    _, _, batch_id = released(session, 3)
+    with sending(engine, simulator.url) as sender:
+        lose_next_answer(sender, engine)
+        sender.send_batches(batch_id)
+
+    assert simulator.received()["requests"] == 3
+    assert session.execute(sa.select(Message.status, Message.attempts).distinct()).all() == [("sent", 1)]
+    assert not session.scalars(sa.select(Batch)).all()
+
+
+def test_a_batch_that_is_being_sent_is_not_taken_again(session: Session, engine: Engine, simulator: Simulator) -> None:
+    _, ids, batch_id = released(session, 3)
+    simulator.control({"kind": "hang", "ids": ids[-1:]})
+    with sending(engine, simulator.url) as sender:
+        sender.send_batches(batch_id)
+        lose_next_answer(sender, engine)
+        sender.send_batches(batch_id)  # RabbitMQ brought it once more, as it does after a lost connection.
+
+    assert simulator.received()["requests"] == 3
+
+
+def test_a_batch_that_two_threads_took_is_sent_by_one(session: Session, engine: Engine, simulator: Simulator) -> None:
+    _, _, batch_id = released(session, 3)
+    with sending(engine, simulator.url) as sender:
+        lose_next_answer(sender, engine)
+        first = sender._take([batch_id])
+        lose_next_answer(sender, engine)
+        assert sender._take([batch_id]) == first
+        begun = [sender._begin(batch, time.monotonic()) for batch in first * 2]
+
+    assert [delivery is not None for delivery in begun] == [True, False]
+    assert simulator.received()["requests"] == 3
 
 
 @pytest.mark.parametrize("state", [MailingState.PAUSED, MailingState.CANCELLED])

@@ -162,6 +162,13 @@ def test_a_batch_is_taken_once(session: Session, mailing: Mailing) -> None:
     assert batches.take(session, [batch_id, batch_id + 1], "b") == []
 
 
+def test_who_was_not_told_that_the_batch_is_his_has_it_again(session: Session, mailing: Mailing) -> None:
+    batch = take(session, release(session, mailing))
+    assert batches.take(session, [batch.id], "a") == []
+    assert batches.take(session, [batch.id], "b", again=[batch.id]) == []
+    assert batches.take(session, [batch.id], "a", again=[batch.id]) == [batch]
+
+
 def test_a_recipient_shows_what_became_of_the_client(session: Session, mailing: Mailing) -> None:
     gone, out, *_ = session.scalars(sa.select(Message).order_by(Message.id)).all()
     batch_id = release(session, mailing)
