@@ -66,7 +66,7 @@ class BatchSender:
         """Send the messages of those batches that are still to be had; safe to run twice, and anywhere at once."""
         taken_at = time.monotonic()
         # Missing are those that are finished, swept, or in another worker's hands.
-        begun = [self._begin(batch, taken_at) for batch in self._take(batch_ids)]
+        begun = [self._try_to_begin(batch, taken_at) for batch in self._take(batch_ids)]
         deliveries = [delivery for delivery in begun if delivery]
         for delivery in deliveries:
             delivery.begun.wait()
@@ -87,6 +87,14 @@ class BatchSender:
             return batches.take(session, batch_ids, self._process_id, again)
 
         return until_committed(self._sessions, work, self._giving_up)
+
+    def _try_to_begin(self, batch: TakenBatch, taken_at: float) -> Delivery | None:
+        try:
+            return self._begin(batch, taken_at)
+        except Exception:
+            # Those taken with it are sent all the same; this one's lease runs out, and the sweep has it.
+            log.exception("batch_failed", batch_id=batch.id)
+            return None
 
     def _begin(self, batch: TakenBatch, taken_at: float) -> Delivery | None:
         delivery, settled = self._prepare(batch, taken_at)

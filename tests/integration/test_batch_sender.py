@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -12,8 +12,10 @@ import sqlalchemy as sa
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
+from db import placeholders
 from db.models import Batch, Mailing, MailingState, Message, MessageStatus
 from db.queries import batches
+from sender import actors
 from sender.actors import BatchSender
 from sender.clock import DatabaseClock
 from sender.gateway import GatewayClient
@@ -150,6 +152,27 @@ def test_batches_of_several_mailings_are_sent_each_as_its_mailing_says(
     rows = session.execute(sa.select(Message.mailing_id, Message.status).distinct().order_by(Message.mailing_id))
     assert [tuple(row) for row in rows] == [(first.id, "sent"), (paused.id, "pending")]
     assert not session.scalars(sa.select(Batch)).all()
+
+
+def test_a_batch_that_cannot_be_begun_leaves_those_taken_with_it_alone(
+    session: Session, engine: Engine, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [released(session, 2) for _ in range(3)]
+    made[0][0].text = "Broken"
+    session.commit()
+    broken = made[0][2]
+
+    def fill(text: str, attributes: Mapping[str, str]) -> str:
+        if text == "Broken":
+            raise MemoryError
+        return placeholders.fill(text, attributes)
+
+    monkeypatch.setattr(actors, "fill", fill)
+    with sending(engine, simulator.url) as sender:
+        sender.send_batches(*(batch_id for _, _, batch_id in made))
+
+    assert simulator.received()["accepted"] == 4
+    assert session.scalars(sa.select(Batch.id)).all() == [broken]
 
 
 def test_a_quick_batch_beside_a_slow_one_is_finished_first(
