@@ -244,6 +244,8 @@ class Dispatcher:
             self._housekeeping_wanted.set()  # The last batch is back: a mailing may be complete.
         while not self._stopping.is_set() and (mailing_ids := in_turn(due, held, self._last_served, room)):
             released = self._release(mailing_ids, size)
+            if released is None:
+                break  # Nothing else could be published either, and between rounds the gateway is looked at.
             for batch in released:
                 held[batch.mailing_id] += share_of_place(batch.messages, size)
             if sum(batch.messages for batch in released) < size:
@@ -253,15 +255,17 @@ class Dispatcher:
     def _rate(self) -> float | None:
         return min((rate for rate in (self._rate_limit, self._pace) if rate), default=None)
 
-    def _release(self, mailing_ids: Sequence[int], size: int, *, is_probe: bool = False) -> list[batches.Released]:
-        """Release and publish batches of `size` messages together; none when nothing was due or the broker is away."""
+    def _release(
+        self, mailing_ids: Sequence[int], size: int, *, is_probe: bool = False
+    ) -> list[batches.Released] | None:
+        """Release and publish batches of `size` messages together, if any are due; None when the broker is away."""
         released = self._commit(lambda session: batches.release(session, mailing_ids, size, is_probe=is_probe))
         ids = [batch.id for batch in released]
         if ids and not self._publish(BATCHES_QUEUE, SEND_BATCHES, *ids):
             # It may arrive all the same: then it finds no batches of these numbers.
             self._commit(partial(batches.withdraw, batch_ids=ids))
             self._stopping.wait(1.0)
-            return []
+            return None
         for batch in released:
             self._turn += 1
             self._last_served[batch.mailing_id] = self._turn

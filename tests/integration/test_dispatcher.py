@@ -80,6 +80,18 @@ def test_small_mailings_do_not_queue_up_behind_busy_threads_but_go_together_late
     assert session.scalar(sa.select(sa.func.count()).select_from(Batch)) == PLACES + 5
 
 
+def test_a_round_ends_when_the_broker_is_away(session: Session, dispatcher: Unpublished) -> None:
+    for _ in range(2 * BATCHES_TOGETHER + 1):
+        small_mailing(session)
+    dispatcher.is_broker_away = True
+
+    dispatcher.release_round()
+
+    assert len(dispatcher.published) == 1
+    assert set(session.scalars(sa.select(Message.status))) == {MessageStatus.PENDING}
+    assert not session.scalars(sa.select(Batch)).all()
+
+
 @pytest.mark.parametrize(
     ("changes", "status", "state"),
     [
