@@ -144,12 +144,16 @@ def release(session: Session, mailing_ids: Sequence[int], size: int, *, is_probe
     return [Released._make(row) for row in rows]
 
 
+# A statement that changes several batches locks them in the order of their ids first. Changed in the order in which its
+# plan finds them, two at once may each hold what the other waits for.
+_IN_ORDER = "ANY(ARRAY(SELECT id FROM batch WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR UPDATE))"
+
 _STANDING = "mailing.state = 'running' AS may_send, mailing.ends_at, mailing.window_from, mailing.window_to"
 
 _TAKE = sa.text(f"""
     UPDATE batch SET worker_id = :worker_id, lease_until = now() + make_interval(secs => :lease)
     FROM mailing
-    WHERE batch.id = ANY(CAST(:ids AS bigint[])) AND batch.lease_until > now() AND mailing.id = batch.mailing_id
+    WHERE batch.id = {_IN_ORDER} AND batch.lease_until > now() AND mailing.id = batch.mailing_id
       AND (batch.worker_id IS NULL OR batch.worker_id = :worker_id AND batch.id = ANY(CAST(:again AS bigint[])))
     RETURNING batch.id, batch.mailing_id, batch.message_ids, batch.is_probe, mailing.text, {_STANDING}
 """)
@@ -317,17 +321,17 @@ def note_begun(session: Session, batch_ids: Sequence[int]) -> None:
     """Have batches take no place any more, and wake the dispatcher: their calls have begun, some are slow to end."""
     # Not worth waiting for the disk, nor letting other notifications wait for it: lost, it costs a place for a while.
     session.execute(sa.text("SET LOCAL synchronous_commit = off"))
-    session.execute(sa.text("UPDATE batch SET is_begun = true WHERE id = ANY(:ids)"), {"ids": list(batch_ids)})
+    session.execute(sa.text(f"UPDATE batch SET is_begun = true WHERE id = {_IN_ORDER}"), {"ids": _array(batch_ids)})
     notify_work(session, ROOM)
 
 
-_FINISH = sa.text("DELETE FROM batch WHERE id = ANY(:ids)")
+_FINISH = sa.text(f"DELETE FROM batch WHERE id = {_IN_ORDER}")
 
 
 def finish(session: Session, batch_ids: Sequence[int]) -> None:
     """Remove batches whose messages are all recorded; `tell_of_room` once that is committed."""
     if batch_ids:
-        session.execute(_FINISH, {"ids": list(batch_ids)})
+        session.execute(_FINISH, {"ids": _array(batch_ids)})
 
 
 def tell_of_room(session: Session) -> None:
@@ -350,8 +354,8 @@ _RECLAIM = sa.text("""
 def withdraw(session: Session, batch_ids: Sequence[int]) -> int:
     """Undo releases whose batches no worker has taken; their count."""
     withdrawn = session.execute(
-        sa.text("DELETE FROM batch WHERE id = ANY(:ids) AND worker_id IS NULL RETURNING id, message_ids"),
-        {"ids": list(batch_ids)},
+        sa.text(f"DELETE FROM batch WHERE id = {_IN_ORDER} AND worker_id IS NULL RETURNING id, message_ids"),
+        {"ids": _array(batch_ids)},
     )
     rows = withdrawn.all()
     for batch_id, ids in rows:
@@ -376,7 +380,7 @@ def withdraw_stopped(session: Session, limit: int = 50) -> int:
 _RENEW = sa.text(f"""
     UPDATE batch SET lease_until = now() + make_interval(secs => :lease)
     FROM mailing
-    WHERE batch.id = ANY(:ids) AND batch.worker_id = :worker_id AND batch.lease_until > now()
+    WHERE batch.id = {_IN_ORDER} AND batch.worker_id = :worker_id AND batch.lease_until > now()
       AND mailing.id = batch.mailing_id
     RETURNING batch.id, {_STANDING}
 """)
@@ -384,7 +388,7 @@ _RENEW = sa.text(f"""
 
 def renew(session: Session, worker_id: str, batch_ids: Sequence[int]) -> dict[int, Standing]:
     """Prolong this worker's leases; a batch missing from the answer is lost, and its messages are another's."""
-    rows = session.execute(_RENEW, {"ids": list(batch_ids), "worker_id": worker_id, "lease": TAKEN_LEASE_SECONDS})
+    rows = session.execute(_RENEW, {"ids": _array(batch_ids), "worker_id": worker_id, "lease": TAKEN_LEASE_SECONDS})
     return {row.id: _standing(row) for row in rows}
 
 

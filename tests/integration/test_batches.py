@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -344,3 +347,44 @@ def test_a_receipt_that_overtook_our_record_is_applied_with_it(
     assert session.get_one(Message, message_id).status == status
     assert session.scalar(sa.select(sa.func.count()).select_from(Receipt)) == 0
     assert counted(session) == {"pending": 9, status: 1}
+
+
+@pytest.mark.parametrize("change", ["take", "renew", "note_begun", "finish", "withdraw"])
+def test_batches_are_locked_in_the_order_of_their_ids(
+    session: Session, engine: Engine, mailing: Mailing, change: str
+) -> None:
+    """Or two statements may each wait for a batch that the other has."""
+    low, high = release(session, mailing, 2), release(session, mailing, 2)
+    if change not in ("take", "withdraw"):
+        batches.take(session, [low, high], "a")
+    # Its new version comes after the other, for who reads the table from end to end.
+    session.execute(sa.update(Batch).where(Batch.id == low).values(is_probe=True))
+    session.commit()
+    changes: dict[str, Callable[[Session], object]] = {
+        "take": lambda own: batches.take(own, [low, high], "a"),
+        "renew": lambda own: batches.renew(own, "a", [low, high]),
+        "note_begun": lambda own: batches.note_begun(own, [low, high]),
+        "finish": lambda own: batches.finish(own, [low, high]),
+        "withdraw": lambda own: batches.withdraw(own, [low, high]),
+    }
+    lock = sa.select(Batch.id).with_for_update(nowait=True)
+    session.execute(lock.where(Batch.id == low))
+    with ThreadPoolExecutor() as pool, Session(engine) as other:
+        for way in ("indexscan", "bitmapscan", "hashjoin", "mergejoin"):
+            other.execute(sa.text(f"SET LOCAL enable_{way} = off"))
+        pid = other.scalar(sa.text("SELECT pg_backend_pid()"))
+        changing = pool.submit(changes[change], other)
+        try:
+            wait_until_blocked(session, pid)
+            session.execute(lock.where(Batch.id == high))
+        finally:
+            session.rollback()
+            changing.result()
+
+
+def wait_until_blocked(session: Session, pid: int) -> None:
+    """Return when another waits for a lock of this session's."""
+    give_up_at = time.monotonic() + 10
+    while not session.scalar(sa.text("SELECT pg_backend_pid() = ANY(pg_blocking_pids(:pid))"), {"pid": pid}):
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)
