@@ -116,7 +116,9 @@ class Origin:
         """Have new connections resume this one's session, unless they have one that is fresh."""
         now = time.monotonic()
         if now >= self._session_fresh_until:
-            self.session = connection.session
+            session = connection.session
+            # To offer one that the server gave no name is in vain, and half as much work again.
+            self.session = session if session and (session.has_ticket or session.id) else None
             self._session_fresh_until = now + SESSION_SECONDS
 
     def give_up_session(self) -> None:

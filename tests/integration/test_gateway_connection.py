@@ -525,6 +525,14 @@ def test_new_connection_resumes_the_session_of_the_one_before(tls: ssl.SSLContex
     assert resumed == [False, True, True]
 
 
+def test_session_that_cannot_be_resumed_is_not_kept(tls: ssl.SSLContext) -> None:
+    tls.minimum_version = ssl.TLSVersion.TLSv1_3
+    tls.num_tickets = 0
+    with Server(Peer.answer_all, tls=tls) as server, client_for(secure(server)) as client:
+        assert only(results(client, delivery(700))).judgement.verdict is Verdict.ACCEPTED
+        assert client._exchanges._origin.session is None
+
+
 def offers_a_session(hello: bytes) -> bool:
     """Whether a ClientHello ends with the extension `pre_shared_key` (RFC 8446, 4.1.2 and 4.2.11)."""
     at = 5 + 4 + 2 + 32
