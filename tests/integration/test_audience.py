@@ -8,8 +8,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from db import windows
 from db.models import Attempt, Client, Mailing, MailingState, Message, MessageStatus, StatusCount, StatusFlow
 from db.queries import audience
+from db.windows import Window
 from tests.factories import make_client, make_mailing, make_message
 from tests.plans import rescan_subqueries
 
@@ -128,6 +130,29 @@ def test_a_window_gives_each_client_the_next_opening_where_it_lives(session: Ses
     # There it is 5:45 later, so the window was this morning: it opens again after the end.
     assert (messages[kathmandu.id].status, messages[kathmandu.id].last_error) == (MessageStatus.EXPIRED, "ended")
     assert statuses(session, mailing) == {"pending": 1, "expired": 1}
+
+
+def test_an_open_window_makes_due_now_and_is_not_asked_about_for_each_chunk(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(23):  # in five chunks
+        make_client(session, timezone="UTC")
+    asked: list[str] = []
+
+    def next_opening(window: Window, zone: str, at: datetime) -> datetime:
+        asked.append(zone)
+        return windows.next_opening(window, zone, at)
+
+    monkeypatch.setattr(audience, "next_opening", next_opening)
+    # 23 hours of the day, so that it is open now. No other test has this window.
+    opens = (NOW - timedelta(hours=2)).replace(minute=7)
+    window = {"window_from": opens.time().replace(second=0, microsecond=0), "window_to": time((opens.hour - 1) % 24, 7)}
+    mailing = make_mailing(session, **window)
+    materialise(session, mailing)
+    assert asked.count("UTC") <= 2  # twice when a minute ends meanwhile
+    assert [message.next_attempt_at == message.created_at for message in session.scalars(sa.select(Message))] == [
+        True
+    ] * 23
 
 
 def test_a_mailing_that_nobody_started_in_time_is_accounted_as_expired(session: Session) -> None:
