@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import select
+import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -92,6 +93,15 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
     subprocess.run([*request.split(), *names, *files], check=True, capture_output=True)
     return folder
+
+
+@pytest.fixture
+def tls(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """What a server needs that the client trusts, as localhost."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate / "cert.pem"))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
+    return context
 
 
 @pytest.fixture(scope="session")
