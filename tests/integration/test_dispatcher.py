@@ -12,7 +12,8 @@ from sqlalchemy.orm import Session
 
 from db.models import Batch, Mailing, MailingState, Message, MessageStatus
 from db.queries import batches, mailings, processes
-from sender.dispatcher import BATCHES_TOGETHER, Dispatcher
+from sender.dispatcher import Dispatcher
+from sender.places import BATCHES_TOGETHER
 from tests.factories import make_client, make_mailing, make_message
 
 PLACES = 6

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from sender.dispatcher import (
+from sender.places import (
     BATCH_SIZE,
     BATCHES_TOGETHER,
     PIPELINE_SECONDS,
