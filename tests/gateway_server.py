@@ -45,6 +45,13 @@ class Peer:
             self.connection.sendall(piece)
             time.sleep(0.01 if len(pieces) > 1 else 0)
 
+    @contextmanager
+    def corked(self) -> Iterator[None]:
+        """What is said meanwhile arrives at once, and with it the end where the connection is closed."""
+        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+        yield
+        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
+
     def answer_all(self, answer: bytes = OK) -> list[bytes]:
         """Give every request this answer until there are no more; their heads."""
         heads = []
