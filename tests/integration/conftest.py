@@ -20,6 +20,7 @@ from werkzeug.test import TestResponse
 
 from admin.app import create_app as create_admin
 from api.app import create_app
+from db import passwords
 from db.engine import make_engine
 from db.models import Role, Scope
 from db.queries import api_keys, users
@@ -82,6 +83,14 @@ def listening(engine: sa.Engine, channel: str) -> Iterator[Callable[[int], list[
 
         yield wait_for
         connection.invalidate()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cheap_passwords() -> Iterator[None]:
+    """Nobody guesses at those of tests; `tests/unit/test_passwords.py` has what they really cost."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passwords, "_LOG_N", 4)
+        yield
 
 
 @pytest.fixture(scope="session")
