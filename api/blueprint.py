@@ -50,7 +50,11 @@ class _StrictParser(FlaskParser):
             return core.missing
         if not req.is_json:
             abort(415, message="the body has to be JSON, with Content-Type: application/json")
-        return orjson.loads(body)
+        try:
+            return orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            # Where this is left to webargs, a body that is not UTF-8 is none: orjson tells no text of it.
+            self._handle_invalid_json_error(error, req)
 
     def _handle_invalid_json_error(self, error: ValueError, req: Request, *_args: Any, **_kwargs: Any) -> NoReturn:  # noqa: ARG002
         abort(422, message="the body is not valid JSON", errors={"json": {"_schema": ["not valid JSON"]}})

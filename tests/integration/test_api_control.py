@@ -203,6 +203,17 @@ def test_retry_failed_refuses_a_body_that_makes_no_sense(api: Api, api_session: 
     assert api.post("/mailing/1/retry-failed/", body).status_code == 422
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_retry_failed_takes_no_body_that_it_cannot_read_for_none(api: Api, api_session: Session, encoding: str) -> None:
+    _failed(api_session, make_mailing(api_session), "timeout")
+
+    body = '{"reasons": ["caf\xe9"]}'.encode(encoding)
+    answer = api.call("POST", "/mailing/1/retry-failed/", data=body, content_type="application/json")
+
+    assert (answer.status_code, answer.get_json()["message"]) == (422, "the body is not valid JSON")
+    assert set(api_session.scalars(sa.select(Message.status))) == {MessageStatus.FAILED}
+
+
 @contextlib.contextmanager
 def _retrying(app: Flask, engine: sa.Engine) -> Iterator[Future[TestResponse]]:
     """`retry-failed` of mailing 1, at work for as long as this goes on."""
