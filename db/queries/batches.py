@@ -239,11 +239,15 @@ _APPLY_RECEIPTS = sa.text("""
         DELETE FROM receipt USING message
         WHERE message_id = ANY(CAST(:ids AS bigint[])) AND message.id = message_id AND message.status <> 'sending'
         RETURNING message_id, receipt.status, reason
+    ), settled AS (
+        UPDATE message SET
+            status = early.status, sent_at = coalesce(message.sent_at, now()), next_attempt_at = NULL,
+            last_error = CASE WHEN early.status = 'failed' THEN coalesce(early.reason, 'receipt') END
+        FROM early WHERE message.id = early.message_id AND message.status IN ('sent', 'pending')
+        RETURNING message.id, message.attempts, message.last_error
     )
-    UPDATE message SET
-        status = early.status, sent_at = coalesce(message.sent_at, now()), next_attempt_at = NULL,
-        last_error = CASE WHEN early.status = 'failed' THEN coalesce(early.reason, 'receipt') END
-    FROM early WHERE message.id = early.message_id AND message.status IN ('sent', 'pending')
+    INSERT INTO attempt (message_id, at, attempt, outcome, reason)
+    SELECT id, now(), attempts, 'receipt', last_error FROM settled WHERE last_error IS NOT NULL
 """)
 
 _HISTORY = sa.text("""

@@ -347,6 +347,9 @@ def test_a_receipt_that_overtook_our_record_is_applied_with_it(
     assert session.get_one(Message, message_id).status == status
     assert session.scalar(sa.select(sa.func.count()).select_from(Receipt)) == 0
     assert counted(session) == {"pending": 9, status: 1}
+    told = session.execute(sa.select(Attempt.attempt, Attempt.reason).where(Attempt.outcome == "receipt")).all()
+    is_told = outcome is MessageStatus.SENT and receipt is MessageStatus.FAILED
+    assert told == ([(1, "receipt")] if is_told else [])
 
 
 @pytest.mark.parametrize("change", ["take", "renew", "note_begun", "finish", "withdraw"])
