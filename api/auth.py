@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from webargs.flaskparser import abort
 
 from api.database import database, only_reads
+from common.settings import LONGEST_API_KEY
 from db.models import Scope
 from db.queries import api_keys, audit
 
@@ -23,7 +24,6 @@ RECEIPT_BLUEPRINT = "receipt"
 
 CACHE_SECONDS = 2.0
 CACHE_SIZE = 1000
-LONGEST_TOKEN = 256
 
 
 class Caller(NamedTuple):
@@ -94,4 +94,4 @@ def protect(app: Flask) -> None:
 def _bearer_token() -> str | None:
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     token = token.strip()
-    return token if scheme.lower() == "bearer" and token.isascii() and len(token) <= LONGEST_TOKEN else None
+    return token if scheme.lower() == "bearer" and token.isascii() and len(token) <= LONGEST_API_KEY else None

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from environs import EnvError, EnvValidationError, FileAwareEnv
 from marshmallow.validate import OneOf, Range
 
+LONGEST_API_KEY = 256
 CONCURRENCY = 2000  # of a sending process, unless GATEWAY_CONCURRENCY tells otherwise
 
 _COMMA_OUTSIDE_QUOTES = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')
@@ -107,6 +108,12 @@ def _token(value: str | None) -> str | None:
     return value
 
 
+def _api_key(value: str | None) -> str | None:
+    if value and len(value) > LONGEST_API_KEY:
+        raise EnvError(f"may have at most {LONGEST_API_KEY} characters")
+    return _token(value)
+
+
 def _email(value: str) -> str:
     name, at, domain = value.rpartition("@")
     if not (at and name and domain) or any(character.isspace() for character in value):
@@ -156,7 +163,7 @@ def load() -> Settings:
         database_url=_read("DATABASE_URL", env.str, None),
         amqp_url=_read("AMQP_URL", env.str, None),
         secret_key=_read("SECRET_KEY", env.str, None),
-        api_key=_read("API_KEY", env.str, None),
+        api_key=_read("API_KEY", env.str, None, check=_api_key),
         gateway_url=_read("GATEWAY_URL", env.str, None, check=_http_url),
         gateway_token=_read("GATEWAY_TOKEN", env.str, None, check=_token),
         gateway_rate_limit=_read("GATEWAY_RATE_LIMIT", env.int, 0, validate=Range(min=0, max=1_000_000)),

@@ -16,6 +16,14 @@ def test_token_that_no_header_can_hold_is_refused_by_name(monkeypatch: pytest.Mo
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("key", ["x" * 257, "ключ", "two\nlines"])
+def test_key_that_no_caller_could_show_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("API_KEY", key)
+    with pytest.raises(settings.SettingsError, match="API_KEY") as refused:
+        settings.load()
+    assert key not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     "url",
     [
