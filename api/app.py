@@ -59,8 +59,22 @@ class _Application(Flask):
         """Return it as it is: Flask would look for a coroutine behind every function that it calls."""
         return func
 
+    def make_default_options_response(self) -> Response:
+        """Tell the methods; there is no body that had a type."""
+        response = super().make_default_options_response()
+        del response.headers["Content-Type"]
+        return response
+
     def wsgi_app(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Add the headers that every answer has; here, as werkzeug would check each of these constants every time."""
+        """Complete the path, and add the headers that every answer has.
+
+        Here, as werkzeug would check each of these constants every time.
+        """
+
+        # Every route there ends with a slash. Without one werkzeug finds it, but not what is wrong with the method.
+        path = environ["PATH_INFO"]
+        if path.startswith("/api/v1/") and not path.endswith(("/", ".json")):
+            environ["PATH_INFO"] = f"{path}/"
 
         def start(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
             given = {name for name, _ in headers}

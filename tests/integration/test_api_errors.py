@@ -140,12 +140,21 @@ def test_a_body_that_cannot_be_read_is_refused(api: Api, body: bytes, content_ty
     assert _is_error(api.post("/client/", data=body, content_type=content_type), code)
 
 
+@pytest.mark.parametrize("path", ["/client/", "/client"])
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "TRACE", "BREW"])
-def test_a_method_that_a_path_does_not_have_is_refused_with_those_it_has(api: Api, method: str) -> None:
-    answer = api.call(method, "/client/")
+def test_a_method_that_a_path_does_not_have_is_refused_with_those_it_has(api: Api, method: str, path: str) -> None:
+    answer = api.call(method, path)
 
     assert _is_error(answer, 405)
     assert set(answer.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS", "POST"}
+
+
+@pytest.mark.parametrize("path", ["/client/", "/client"])
+def test_options_tells_the_methods_of_a_path_and_has_no_body(api: Api, path: str) -> None:
+    answer = api.call("OPTIONS", path)
+
+    assert set(answer.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS", "POST"}
+    assert (answer.data, answer.headers.get("Content-Type")) == (b"", None)
 
 
 @pytest.mark.parametrize("path", ["/nothing/", "//client/", "/client/1/x", "/../client/"])
