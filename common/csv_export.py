@@ -22,6 +22,11 @@ def lines(rows: Sequence[Sequence[str]], delimiter: str = ",") -> str:
     return text.getvalue()
 
 
+def as_written(cell: str) -> str:
+    """The cell before `without_formula`."""
+    return cell[1:] if cell.startswith("'") and without_formula(cell[1:]) == cell else cell
+
+
 def without_formula(cell: str) -> str:
     """The cell as text, whatever a spreadsheet would make of it."""
     return f"'{cell}" if _FORMULA.match(cell) and not _HARMLESS.match(cell) else cell

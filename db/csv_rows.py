@@ -13,6 +13,8 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from common.csv_export import as_written
+
 DELIMITERS = (",", ";", "\t")
 # A longer row, or a longer line, is no list of clients; without a bound one could fill the memory.
 MAX_ROW_CHARACTERS = 256 * 1024
@@ -141,7 +143,8 @@ def _read_rows(lines: _Lines, delimiter: str) -> Iterator[Row]:
                 ) from None
             yield Row(lines.row_line, [text.rstrip("\r\n")], _why_broken(error, count))
         else:
-            yield Row(lines.row_line, cells)
+            # What was exported, mended in a spreadsheet and brought back is to be what it was.
+            yield Row(lines.row_line, list(map(as_written, cells)) if "'" in "".join(cells) else cells)
 
 
 def _why_broken(error: csv.Error, lines: int) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from common import csv_export
 from db import csv_rows
 from db.csv_rows import Row, Table, UnreadableFileError
 
@@ -66,6 +67,14 @@ def test_only_line_ends_end_lines() -> None:
 
 def test_quoted_cells_hold_delimiters_quotes_and_lines() -> None:
     assert read('phone,name\n1,"a,""b""\n\nc"\n2, "d"\n') == [Row(2, ["1", 'a,"b"\n\nc']), Row(5, ["2", "d"])]
+
+
+def test_exported_cells_come_back_as_they_were() -> None:
+    cells = ["+79161234567", "-Bob", "=1+1", "'quoted'", "'-", "O'Neil", "+5", "'"]
+    exported = csv_export.lines([["phone", *"abcdefg"], cells])
+
+    assert "'-Bob" in exported
+    assert read(exported) == [Row(2, cells)]
 
 
 def test_unclosed_quote_costs_one_row_only() -> None:
