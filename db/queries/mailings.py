@@ -172,7 +172,7 @@ def edit(session: Session, mailing_id: int, changes: Mapping[str, Any], now: dat
     changed = {name: value for name, value in changes.items() if getattr(mailing, name) != value}
     if not changed:
         return mailing
-    _check_editable(mailing, changed)
+    _check_editable(mailing, changed, now)
     if changed.keys() & {"starts_at", "ends_at"}:
         _check_times(changed.get("starts_at", mailing.starts_at), changed.get("ends_at", mailing.ends_at), now)
     if "text" in changed:
@@ -291,11 +291,14 @@ def _subject(mailing_id: int) -> str:
     return f"mailing:{mailing_id}"
 
 
-def _check_editable(mailing: Mailing, changed: Mapping[str, Any]) -> None:
+def _check_editable(mailing: Mailing, changed: Mapping[str, Any], now: datetime) -> None:
     if "state" in changed:
         raise ConflictError("the state is changed by start, pause, resume and cancel", field="state")
     if mailing.state in _ENDED:
         refused, when = changed.keys() - _ALWAYS_EDITABLE, f"in a {mailing.state} mailing"
+    elif mailing.ends_at <= now and mailing.state is not MailingState.DRAFT:
+        # Not completed yet: the last calls are still on the wire, and the rest is being expired.
+        refused, when = changed.keys() - _ALWAYS_EDITABLE, "after the end of a mailing"
     elif mailing.started_at is not None or mailing.state not in _BEFORE_START:
         refused, when = changed.keys() - _EDITABLE_AFTER_START, "after the start of a mailing"
     else:

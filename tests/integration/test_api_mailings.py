@@ -241,6 +241,27 @@ def test_later_only_what_is_safe_can_be_changed(
     assert kept.items() <= api.get("/mailing/1/").get_json().items()
 
 
+@pytest.mark.parametrize("state", AFTER_START)
+def test_after_its_end_a_mailing_can_only_be_renamed_also_while_its_last_calls_are_on_the_wire(
+    api: Api, api_session: Session, state: MailingState
+) -> None:
+    now = datetime.now(UTC)
+    make_mailing(api_session, state=state, starts_at=now - timedelta(hours=1), ends_at=now - timedelta(seconds=1))
+
+    for field, value in CHANGES.items():
+        answer = api.patch("/mailing/1/", {field: value})
+
+        assert answer.status_code == (200 if field == "name" else 409), field
+
+
+def test_a_draft_whose_end_has_passed_can_be_given_another(api: Api, api_session: Session) -> None:
+    now = datetime.now(UTC)
+    past = {"starts_at": now - timedelta(hours=2), "ends_at": now - timedelta(hours=1)}
+    make_mailing(api_session, state=MailingState.DRAFT, **past)
+
+    assert api.patch("/mailing/1/", {"ends_at": "2099-01-01T00:00:00Z"}).status_code == 200
+
+
 def test_put_may_repeat_what_cannot_be_changed(api: Api, api_session: Session) -> None:
     make_mailing(api_session, operator_codes=["916"], window_from=time(9), window_to=time(21))
     before = api.get("/mailing/1/").get_json()
