@@ -32,5 +32,5 @@ def is_known_year(instant: datetime) -> bool:
 
 @functools.cache
 def timezones() -> frozenset[str]:
-    """Every IANA name that this installation can compute with."""
-    return frozenset(zoneinfo.available_timezones())
+    """Every IANA name that this installation can compute with; not that of its own zone, which is another elsewhere."""
+    return frozenset(zoneinfo.available_timezones() - {"localtime"})

@@ -6,9 +6,10 @@ The rule is the plainest one: an instant is inside when the local clock then sho
 
 from __future__ import annotations
 
+import functools
 from datetime import UTC, datetime, time, timedelta
 from typing import NamedTuple
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 
 class Window(NamedTuple):
@@ -20,7 +21,7 @@ class Window(NamedTuple):
 
 def is_open(window: Window, zone: str, at: datetime) -> bool:
     """Whether a client in this IANA zone may be written to at this instant."""
-    clock = at.astimezone(ZoneInfo(zone)).time()
+    clock = at.astimezone(_rules(zone)).time()
     if window.opens < window.closes:
         return window.opens <= clock < window.closes
     return clock >= window.opens or clock < window.closes
@@ -30,7 +31,7 @@ def next_opening(window: Window, zone: str, at: datetime) -> datetime:
     """The first instant not before `at` that is inside the window."""
     if is_open(window, zone, at):
         return at
-    today = at.astimezone(ZoneInfo(zone)).date()
+    today = at.astimezone(_rules(zone)).date()
     candidates = (
         instant
         for days in range(3)
@@ -39,9 +40,18 @@ def next_opening(window: Window, zone: str, at: datetime) -> datetime:
     return min(instant for instant in candidates if instant > at and is_open(window, zone, instant))
 
 
+@functools.cache
+def _rules(zone: str) -> ZoneInfo:
+    """The rules of a zone; those of UTC where this installation knows none of that name (any more)."""
+    try:
+        return ZoneInfo(zone)
+    except ZoneInfoNotFoundError:
+        return ZoneInfo("UTC")
+
+
 def _openings(opens: time, zone: str, day: datetime) -> list[datetime]:
     """When the clock passes `opens` on this day: once, twice in an autumn night, at the jump in a spring night."""
-    local = datetime.combine(day.date(), opens, ZoneInfo(zone))
+    local = datetime.combine(day.date(), opens, _rules(zone))
     instants = [local.replace(fold=fold).astimezone(UTC) for fold in (0, 1)]
     if instants[0] > instants[1]:  # A time that the clock skips: PEP 495 puts the two readings the other way round.
         return [_jump(instants[1], instants[0], zone)]
@@ -50,10 +60,10 @@ def _openings(opens: time, zone: str, day: datetime) -> list[datetime]:
 
 def _jump(before: datetime, after: datetime, zone: str) -> datetime:
     """The instant between the two at which the zone's offset changes, to the second."""
-    offset = before.astimezone(ZoneInfo(zone)).utcoffset()
+    offset = before.astimezone(_rules(zone)).utcoffset()
     while after - before > timedelta(seconds=1):
         middle = before + (after - before) / 2
-        if middle.astimezone(ZoneInfo(zone)).utcoffset() == offset:
+        if middle.astimezone(_rules(zone)).utcoffset() == offset:
             before = middle
         else:
             after = middle

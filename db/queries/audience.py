@@ -7,7 +7,7 @@ long, and a restart goes on where the last chunk was committed.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, time
 from typing import Any, NamedTuple
 
@@ -108,12 +108,15 @@ NEXT_DUE = """(
     SELECT next_attempt_at FROM message
     WHERE mailing_id = mailing.id AND next_attempt_at IS NOT NULL ORDER BY next_attempt_at LIMIT 1
 )"""
-_DUE = sa.text(f"SELECT id FROM mailing WHERE state = 'running' AND ends_at > now() AND {NEXT_DUE} <= now()")
+_DUE = sa.text(
+    "SELECT id FROM mailing WHERE state = 'running' AND ends_at > now()"
+    f" AND {NEXT_DUE} <= now() + make_interval(secs => :within)"
+)
 
 
-def due(session: Session) -> list[int]:
-    """The running mailings that have a message due now."""
-    return list(session.scalars(_DUE))
+def due(session: Session, within_seconds: float = 0) -> list[int]:
+    """The running mailings that have a message due now, or within so many seconds."""
+    return list(session.scalars(_DUE, {"within": within_seconds}))
 
 
 _MATERIALISE = """
@@ -135,9 +138,11 @@ _MATERIALISE = """
     )
     SELECT count(*), max(id) FROM audience
 """
+# Of a zone that this installation does not know there is none: then now, and the worker looks again.
 _OPENS_AT = "greatest(opening.at, now())"
 _OPENINGS = """
-    JOIN unnest(CAST(:zones AS text[]), CAST(:opens AS timestamptz[])) AS opening (zone, at) ON opening.zone = timezone
+    LEFT JOIN unnest(CAST(:zones AS text[]), CAST(:opens AS timestamptz[])) AS opening (zone, at)
+        ON opening.zone = timezone
 """
 
 
@@ -189,12 +194,36 @@ def _openings(opens: time, closes: time, minute: datetime) -> dict[str, list[Any
     return {"zones": zones, "opens": [next_opening(window, zone, minute) for zone in zones]}
 
 
-def reschedule_chunk(session: Session) -> bool:
-    """After a window was edited, set the times of the next chunk of waiting messages anew; True if there was one.
+# Windows open at whole minutes: what waits for another time backs off, or the gateway asked for it, and is not called
+# before.
+_RESCHEDULE = """
+    WITH waiting AS MATERIALIZED (
+        SELECT message.id, message.client_id, client.timezone,
+               nullif(message.next_attempt_at, date_trunc('minute', message.next_attempt_at)) AS not_before
+        FROM {messages}
+    ), due AS (
+        SELECT waiting.id, greatest({due_at}, not_before) AS at FROM waiting {openings}
+    ), moved AS (
+        UPDATE message SET next_attempt_at = due.at FROM due WHERE message.id = due.id
+    )
+    SELECT max(client_id) FROM waiting
+"""
+_NEXT_CHUNK = """
+    message JOIN client ON client.id = message.client_id
+    WHERE message.mailing_id = :mailing_id AND message.client_id > :cursor AND message.status = 'pending'
+    ORDER BY message.client_id LIMIT :chunk FOR UPDATE OF message
+"""
+# One by one, in the order of the array: whatever the planner knows of a mailing, it may not go through all of it.
+_OF_CLIENTS = """
+    unnest(CAST(:client_ids AS bigint[])) AS mover (id), LATERAL (
+        SELECT id, client_id, next_attempt_at FROM message
+        WHERE mailing_id = :mailing_id AND client_id = mover.id AND status = 'pending' LIMIT 1 FOR UPDATE
+    ) AS message JOIN client ON client.id = message.client_id
+"""
 
-    Windows open at whole minutes: what waits for another time backs off, or the gateway asked for it, and is not called
-    before.
-    """
+
+def reschedule_chunk(session: Session) -> bool:
+    """After a window was edited, set the times of the next chunk of waiting messages anew; True if there was one."""
     mailing = session.execute(
         sa.text(
             f"SELECT *, now() AS at FROM mailing WHERE {_RESCHEDULED} ORDER BY id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED"
@@ -202,32 +231,32 @@ def reschedule_chunk(session: Session) -> bool:
     ).one_or_none()
     if mailing is None:
         return False
-    values: dict[str, Any] = {"mailing_id": mailing.id, "cursor": mailing.rescheduled_through, "chunk": CHUNK}
-    due_at, openings = "now()", ""
-    if mailing.window_from is not None:
-        due_at, openings = _OPENS_AT, _OPENINGS.replace("JOIN", ",", 1).replace(" ON ", " WHERE ")
-        values |= _openings(mailing.window_from, mailing.window_to, mailing.at.replace(second=0, microsecond=0))
-    last = session.scalar(
-        sa.text(f"""
-            WITH waiting AS MATERIALIZED (
-                SELECT message.id, message.client_id, client.timezone,
-                       nullif(message.next_attempt_at, date_trunc('minute', message.next_attempt_at)) AS not_before
-                FROM message JOIN client ON client.id = message.client_id
-                WHERE message.mailing_id = :mailing_id AND message.client_id > :cursor AND message.status = 'pending'
-                ORDER BY message.client_id LIMIT :chunk FOR UPDATE OF message
-            ), due AS (
-                SELECT waiting.id, greatest({due_at}, not_before) AS at FROM waiting {openings}
-            ), moved AS (
-                UPDATE message SET next_attempt_at = due.at FROM due WHERE message.id = due.id
-            )
-            SELECT max(client_id) FROM waiting
-        """),
-        values,
-    )
+    last = _reschedule(session, mailing, _NEXT_CHUNK, {"cursor": mailing.rescheduled_through, "chunk": CHUNK})
     session.execute(
         sa.text("UPDATE mailing SET rescheduled_through = :last WHERE id = :id"), {"last": last, "id": mailing.id}
     )
     return True
+
+
+def reschedule_clients(session: Session, client_ids: Sequence[int]) -> None:
+    """After these clients moved to another time zone, set the times of what waits for them anew."""
+    concerned = sa.text(
+        "SELECT *, now() AS at FROM mailing WHERE state IN ('running', 'paused') AND started_at IS NOT NULL"
+        " AND window_from IS NOT NULL AND deleted_at IS NULL ORDER BY id"
+    )
+    for mailing in session.execute(concerned).all():
+        _reschedule(session, mailing, _OF_CLIENTS, {"client_ids": sorted(client_ids)})
+
+
+def _reschedule(session: Session, mailing: sa.Row[Any], messages: str, values: Mapping[str, Any]) -> int | None:
+    """Set the times of these waiting messages of a mailing anew; the last client's id, None when nothing waits."""
+    due_at, openings, times = "now()", "", {}
+    if mailing.window_from is not None:
+        due_at, openings = _OPENS_AT, _OPENINGS
+        times = _openings(mailing.window_from, mailing.window_to, mailing.at.replace(second=0, microsecond=0))
+    statement = sa.text(_RESCHEDULE.format(messages=messages, due_at=due_at, openings=openings))
+    last: int | None = session.scalar(statement, {"mailing_id": mailing.id, **times, **values})
+    return last
 
 
 # The chunk is an array, here and below: the planner may join with `IN (SELECT ...)` and run it once for each row of the

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from db import phones
 from db.engine import Reader
 from db.models import ACTIVE_STATES, Base, Client, Mailing, Message, MessageStatus
-from db.queries import audit
+from db.queries import audience, audit
 from db.queries.notifications import notify_withdrawn
 from db.refusals import ConflictError, InvalidError, MissingError
 
@@ -91,6 +91,8 @@ def edit(session: Session, client_id: int, changes: Mapping[str, Any], now: date
         raise ConflictError(_PHONE_TAKEN, field="phone") from error
     if opts_out:
         _withdraw(session, client_id, OPTED_OUT)
+    if "timezone" in will_be:
+        audience.reschedule_clients(session, [client_id])
     if will_be:
         audit.record(session, "client.change", _subject(client_id), was, will_be)
     return client

@@ -20,7 +20,7 @@ from db.client_rows import Group, ImportedClient, Layout, ReadRows, RejectedRow
 from db.csv_rows import Table, UnreadableFileError
 from db.models import Client, ImportChunk, ImportJob, ImportState
 from db.models import RejectedRow as RejectedRowTable
-from db.queries import audit
+from db.queries import audience, audit
 from db.queries.notifications import notify_work
 
 # Renewed with every group of rows, several times a second. A group that takes longer holds the job's row meanwhile.
@@ -294,6 +294,12 @@ _MERGE_INCOMING = sa.text("""
     )
     SELECT count(*) FILTER (WHERE created) FROM written
 """)
+# LIMIT leaves the planner, which knows nothing of the temporary table, no way but the index.
+_MOVED = sa.text("""
+    SELECT moved.id FROM incoming_client, LATERAL (
+        SELECT id FROM client WHERE phone = incoming_client.phone AND timezone <> incoming_client.timezone LIMIT 1
+    ) AS moved
+""")
 
 
 def _write_clients(session: Session, group: Group, codes: dict[str, str], default_timezone: str, now: datetime) -> int:
@@ -302,7 +308,10 @@ def _write_clients(session: Session, group: Group, codes: dict[str, str], defaul
         return 0
     session.execute(_CREATE_INCOMING)
     _copy(session, _COPY_INCOMING, (_incoming_line(client, codes) for client in group.clients.values()))
+    moved = session.scalars(_MOVED).all()
     created: int = session.scalars(_MERGE_INCOMING, {"default_timezone": default_timezone, "now": now}).one()
+    if moved:
+        audience.reschedule_clients(session, moved)
     return created
 
 

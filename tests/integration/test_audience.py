@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, time, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 import sqlalchemy as sa
@@ -10,9 +11,10 @@ from sqlalchemy.orm import Session
 
 from db import windows
 from db.models import Attempt, Client, Mailing, MailingState, Message, MessageStatus, StatusCount, StatusFlow
-from db.queries import audience
+from db.queries import audience, clients
 from db.windows import Window
 from tests.factories import make_client, make_mailing, make_message
+from tests.integration.test_import_worker import import_file
 from tests.plans import rescan_subqueries
 
 NOW = datetime.now(UTC)
@@ -70,11 +72,11 @@ def test_scheduled_mailings_start_at_their_time(session: Session) -> None:
 
 
 def test_the_audience_is_written_in_chunks_each_client_once(session: Session) -> None:
-    clients = [make_client(session) for _ in range(14)]
+    everyone = [make_client(session) for _ in range(14)]
     mailing = make_mailing(session)
     assert materialise(session, mailing) == 4  # 3, 5, 5 and 1
     assert statuses(session, mailing) == {"pending": 14}
-    assert set(session.scalars(sa.select(Message.client_id))) == {c.id for c in clients}
+    assert set(session.scalars(sa.select(Message.client_id))) == {c.id for c in everyone}
     assert mailing.materialised_at is not None
     assert audience.chores(session).unwritten == []
 
@@ -130,6 +132,21 @@ def test_a_window_gives_each_client_the_next_opening_where_it_lives(session: Ses
     # There it is 5:45 later, so the window was this morning: it opens again after the end.
     assert (messages[kathmandu.id].status, messages[kathmandu.id].last_error) == (MessageStatus.EXPIRED, "ended")
     assert statuses(session, mailing) == {"pending": 1, "expired": 1}
+
+
+def test_nobody_is_skipped_for_a_time_zone_that_is_not_known_any_more(session: Session) -> None:
+    make_client(session, timezone="US/Pacific-New")
+    mailing = make_mailing(session, window_from=time(9), window_to=time(21))
+    materialise(session, mailing)
+    assert audience.due(session) == [mailing.id]  # The worker looks at the window again.
+
+    opening = (NOW + timedelta(hours=5)).replace(second=0, microsecond=0)
+    session.execute(sa.update(Message).values(next_attempt_at=opening))
+    mailing.rescheduled_through = 0
+    session.commit()
+    while audience.reschedule_chunk(session):
+        session.commit()
+    assert audience.due(session) == [mailing.id]
 
 
 def test_an_open_window_makes_due_now_and_is_not_asked_about_for_each_chunk(
@@ -236,6 +253,34 @@ def test_an_edited_window_calls_for_nothing_before_its_time(session: Session, ho
     times = [message.next_attempt_at for message in moved if message.next_attempt_at]
     assert len(times) == len(moved)
     assert all(at == opens if hours else now <= at <= datetime.now(UTC) for at in times)
+
+
+@pytest.mark.parametrize("how", ["edit", "import"])
+def test_who_moves_to_another_time_zone_is_written_to_when_its_window_is_open_there(
+    session: Session, engine: sa.Engine, how: str
+) -> None:
+    now = datetime.now(UTC)
+    there = now.astimezone(ZoneInfo("Asia/Kathmandu")) - timedelta(hours=1)
+    window = {"window_from": there.time(), "window_to": (there + timedelta(hours=2)).time()}
+    mover, other = make_client(session, timezone="UTC"), make_client(session, timezone="UTC")
+    opening = (now + timedelta(hours=5)).replace(second=0, microsecond=0)
+    backing_off = now + timedelta(minutes=20)
+    mailings = [make_mailing(session, **window), make_mailing(session, **window), make_mailing(session)]
+    moved, *kept = [
+        make_message(session, mailing, client, status=MessageStatus.PENDING, next_attempt_at=at)
+        for mailing, at in zip(mailings, (opening, backing_off, opening), strict=True)
+        for client in (mover, other)
+    ]
+    before = [message.next_attempt_at for message in kept]
+    if how == "edit":
+        clients.edit(session, mover.id, {"timezone": "Asia/Kathmandu"}, now)
+        session.commit()
+    else:
+        import_file(engine, f"phone,timezone\n{mover.phone},Asia/Kathmandu\n{other.phone},UTC\n")
+        session.expire_all()
+    assert moved.next_attempt_at
+    assert now <= moved.next_attempt_at <= datetime.now(UTC)
+    assert [message.next_attempt_at for message in kept] == before
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, time
 from itertools import pairwise
 from typing import Any
 
@@ -302,6 +302,17 @@ def test_looking_for_what_there_is_to_do(session: Session, big: Mailing) -> None
         assert big.id not in audience.chores(session).unwritten
 
     check(plans, rows=0, indexes=set())
+
+
+def test_rescheduling_of_some_clients(session: Session, big: Mailing) -> None:
+    big.window_from, big.window_to = time(9), time(21)
+    client_ids = session.scalars(sa.select(Message.client_id).where(Message.mailing_id == big.id).limit(50)).all()
+    session.flush()
+    with plans_of(session) as plans:
+        audience.reschedule_clients(session, client_ids)
+
+    # Once to find them, once to change them.
+    check(plans, rows=2 * 50, indexes={UNIQUE, PRIMARY}, clients=50)
 
 
 def test_completing(session: Session, big: Mailing) -> None:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, time, timedelta
 
 import pytest
 
+from db import rules
 from db.windows import Window, is_open, next_opening
 
 DAY = Window(time(9), time(21))
@@ -47,6 +48,15 @@ def utc(text: str) -> datetime:
 )
 def test_the_next_opening_is_the_first_instant_inside(window: Window, zone: str, at: str, opens: str) -> None:
     assert next_opening(window, zone, utc(at)) == utc(opens)
+
+
+def test_a_zone_that_is_not_known_any_more_is_taken_for_utc() -> None:
+    assert next_opening(DAY, "US/Pacific-New", utc("2026-11-23T05:00")) == utc("2026-11-23T09:00")
+
+
+def test_the_zone_of_a_machine_is_none_of_the_worlds() -> None:
+    assert "Europe/Moscow" in rules.timezones()
+    assert "localtime" not in rules.timezones()
 
 
 @pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "Asia/Kathmandu", "Australia/Lord_Howe", "UTC"])
