@@ -31,6 +31,7 @@ from sender.actors import SEND_BATCHES
 from sender.broker import BATCHES_QUEUE, IMPORTS_QUEUE, SafeRabbitmqBroker, connect, publish
 from sender.imports import ACTOR as IMPORT_CLIENTS
 from sender.places import in_turn, places, share_of_place
+from sender.retry import CAP_SECONDS
 from sender.worker import IDLE_TRANSACTION_SECONDS, process_name
 
 log = structlog.get_logger(__name__)
@@ -309,11 +310,19 @@ class Dispatcher:
         """Release a single message to find out whether the gateway is back."""
         interval = breaker.probe_seconds(self._gateway)
         due = self._commit(audience.due)
-        if interval is None or not due or not self._commit(partial(gateway.claim_probe, interval_seconds=interval)):
+        if not due:
+            self._commit(self._forget_trouble)
+            return
+        if interval is None or not self._commit(partial(gateway.claim_probe, interval_seconds=interval)):
             return
         lately = self._commit(partial(gateway.recent, seconds=breaker.WINDOWS_SECONDS[-1]))
         mailing_id = breaker.mailing_to_probe(due, lately, self._last_served)
         self._release([mailing_id], 1, is_probe=True)
+
+    def _forget_trouble(self, session: Session) -> None:
+        """Close where nothing is left to ask with for longer than any message backs off: nobody knows any more."""
+        if not audience.due(session, within_seconds=CAP_SECONDS) and not batches.under_way(session):
+            self._gateway = self._set_gateway(session, GatewayState.CLOSED, None)
 
     # Housekeeping -------------------------------------------------------------------------------------------------
 

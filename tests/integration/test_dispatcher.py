@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from db.models import Batch, Mailing, MailingState, Message, MessageStatus
-from db.queries import batches, mailings, processes
+from db.models import Batch, GatewayState, Mailing, MailingState, Message, MessageStatus
+from db.queries import batches, gateway, mailings, processes
 from sender.dispatcher import Dispatcher
 from sender.places import BATCHES_TOGETHER
 from tests.factories import make_client, make_mailing, make_message
@@ -91,6 +91,40 @@ def test_a_round_ends_when_the_broker_is_away(session: Session, dispatcher: Unpu
     assert len(dispatcher.published) == 1
     assert set(session.scalars(sa.select(Message.status))) == {MessageStatus.PENDING}
     assert not session.scalars(sa.select(Batch)).all()
+
+
+@pytest.mark.parametrize("state", [GatewayState.OPEN, GatewayState.BLOCKED])
+def test_trouble_is_forgotten_when_nothing_is_left_to_ask_with(
+    session: Session, dispatcher: Unpublished, state: GatewayState
+) -> None:
+    small_mailing(session)
+    session.execute(sa.text("UPDATE message SET next_attempt_at = now() + interval '290 s'"))
+    gateway.set_state(session, state, "connection_reset", 0.0)
+    session.commit()
+    dispatcher.release_round()
+    assert gateway.read(session).state is state  # The message backs off: it will ask.
+
+    # That of a mailing whose window opens tomorrow does not, nor does a paused one's.
+    session.execute(sa.text("UPDATE message SET next_attempt_at = now() + interval '1 day'"))
+    session.commit()
+    dispatcher._next_breaker = 0.0
+    dispatcher.release_round()
+
+    assert (gateway.read(session).state, gateway.read(session).reason) == (GatewayState.CLOSED, None)
+    assert not dispatcher.published
+
+
+def test_a_probe_that_is_on_the_wire_is_waited_for(session: Session, dispatcher: Unpublished) -> None:
+    small_mailing(session)
+    gateway.set_state(session, GatewayState.OPEN, "timeout", 0.0)
+    session.commit()
+    dispatcher.release_round()
+    assert len(dispatcher.published) == 1
+
+    dispatcher._next_breaker = 0.0
+    dispatcher.release_round()
+
+    assert gateway.read(session).state is GatewayState.OPEN
 
 
 @pytest.mark.parametrize(
