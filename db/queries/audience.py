@@ -133,13 +133,15 @@ _MATERIALISE = """
                CASE WHEN at < :ends_at THEN 'pending' ELSE 'expired' END,
                CASE WHEN at < :ends_at THEN at END,
                CASE WHEN at < :ends_at THEN NULL ELSE 'ended' END
-        FROM due ORDER BY client_id
-        ON CONFLICT (mailing_id, client_id) DO NOTHING
+        FROM due {in_order} {who_is_new}
     )
     SELECT count(*), max(id) FROM audience
 """
 # Of a zone that this installation does not know there is none: then now, and the worker looks again.
 _OPENS_AT = "greatest(opening.at, now())"
+_WRITTEN_THROUGH = """(
+    SELECT client_id FROM message WHERE mailing_id = mailing.id ORDER BY client_id DESC LIMIT 1
+) AS written_through"""
 _OPENINGS = """
     LEFT JOIN unnest(CAST(:zones AS text[]), CAST(:opens AS timestamptz[])) AS opening (zone, at)
         ON opening.zone = timezone
@@ -149,7 +151,9 @@ _OPENINGS = """
 def materialise_chunk(session: Session, mailing_id: int) -> bool:
     """Write the next chunk of a mailing's messages; True while there is more to write."""
     mailing = session.execute(
-        sa.text(f"SELECT *, now() AS at FROM mailing WHERE id = :id AND {_UNWRITTEN} FOR NO KEY UPDATE"),
+        sa.text(
+            f"SELECT *, now() AS at, {_WRITTEN_THROUGH} FROM mailing WHERE id = :id AND {_UNWRITTEN} FOR NO KEY UPDATE"
+        ),
         {"id": mailing_id},
     ).one_or_none()
     if mailing is None:
@@ -165,11 +169,15 @@ def materialise_chunk(session: Session, mailing_id: int) -> bool:
         "chunk": chunk,
         "ends_at": mailing.ends_at,
     }
-    if mailing.window_from is None:
-        statement = _MATERIALISE.format(due_at="now()", openings="")
-    else:
-        statement = _MATERIALISE.format(due_at=_OPENS_AT, openings=_OPENINGS)
+    # PostgreSQL reads the audience in its order, and keeps that but for a join: sorting it again costs a tenth.
+    parts = {"due_at": "now()", "openings": "", "in_order": "", "who_is_new": ""}
+    if mailing.window_from is not None:
+        parts |= {"due_at": _OPENS_AT, "openings": _OPENINGS, "in_order": "ORDER BY client_id"}
         values |= _openings(mailing.window_from, mailing.window_to, mailing.at.replace(second=0, microsecond=0))
+    if (mailing.written_through or 0) > mailing.materialised_through:
+        # The cursor was lost, which nothing we know of does. Asked of every row, it costs a fifth.
+        parts["who_is_new"] = "ON CONFLICT (mailing_id, client_id) DO NOTHING"
+    statement = _MATERIALISE.format(**parts)
     if not mailing.operator_codes and not mailing.tags:
         # Along the primary key, also while nothing is known of new clients: sorting all would take that for each chunk.
         session.execute(sa.text("SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off"))
