@@ -9,10 +9,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
+from admin.views.mailing import CONFIRMED
 from db import rules
-from db.models import ApiKey, Base, Mailing, MailingState, MessageStatus, Role
+from db.models import ApiKey, Base, Client, Mailing, MailingState, MessageStatus, Role
 from db.queries import audit
 from tests.browser import DESKTOP, PASSWORD, PEOPLE, PHONE, AdminSite, Visitor
+from tests.factories import make_client, make_mailing, make_message
 from tools.sample import fill
 
 PAGES = (
@@ -250,10 +252,42 @@ def test_dashboard_refreshes_itself(visit: Callable[..., Visitor], site: AdminSi
     page = visitor.page
     waiting = page.inner_text('[data-live="numbers"]')
     with site.session() as session:
-        from tests.factories import make_client, make_mailing, make_message
-
         mailing = make_mailing(session, name="Appears by itself", ends_at=datetime.now(UTC) + timedelta(hours=1))
         client = make_client(session, phone="+79169990001")
         make_message(session, mailing, client, status=MessageStatus.PENDING)
     visitor.wait_for(lambda: "Appears by itself" in page.inner_text('[data-live="running"]'), 30)
     assert page.inner_text('[data-live="numbers"]') != waiting
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_long_names_do_not_widen_a_page(visit: Callable[..., Visitor], site: AdminSite, size: tuple[int, int]) -> None:
+    name = "N" * rules.NAME_LENGTH
+    with site.session() as session:
+        scheduled = make_mailing(session, name=name, state=MailingState.SCHEDULED)
+        running = make_mailing(session, name=name)
+        message = make_message(session, running, session.scalars(sa.select(Client).limit(1)).one())
+    visitor = visit(site, size=size).log_in()
+    page = visitor.page
+    paths = ["/", "/mailings/", f"/messages/?mailing={running.id}", f"/messages/{message.id}/"]
+    paths += [f"/mailings/{mailing.id}/" for mailing in (scheduled, running)]
+    paths += [f"/mailings/{running.id}/confirm/{action}" for action in CONFIRMED]
+    too_wide = []
+
+    def look(place: str) -> None:
+        if visitor.is_too_wide():
+            too_wide.append(place)
+
+    for path in paths:
+        page.goto(path)
+        look(path)
+    page.goto("/api-keys/")
+    page.fill("#name", name)
+    page.click("text=Make a key")
+    page.wait_for_selector("#secret")
+    look("the new key")
+    page.goto("/users/")
+    page.fill("#email", f"{'n' * 60}@{f'{size[0]:n>60}.' * 3}com")
+    page.click("text=Add a user")
+    page.wait_for_selector("#secret")
+    look("the password of the new user")
+    assert too_wide == []
