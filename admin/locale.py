@@ -16,6 +16,7 @@ from admin.access import person
 from admin.texts import gettext, ngettext
 from common import clocks
 from db import rules
+from db.models import Mailing, MailingState
 
 LANGUAGES = {"en": "English", "ru": "Русский"}
 THEMES = ("auto", "light", "dark")
@@ -125,6 +126,13 @@ def duration(seconds: float) -> str:
     return ngettext("%(num)s day", "%(num)s days", hours // 24)
 
 
+def start(mailing: Mailing) -> datetime | None:
+    """When the mailing starts, or did. A draft whose time has passed, or that was given none, has to be started."""
+    if mailing.state is MailingState.DRAFT and mailing.starts_at <= datetime.now(UTC):
+        return None
+    return mailing.starts_at
+
+
 def input_value(instant: datetime | None) -> str:
     """The instant as a `datetime-local` field wants it."""
     return f"{local(instant):%Y-%m-%dT%H:%M}" if instant else ""
@@ -135,7 +143,13 @@ def init(app: Flask) -> None:
     app.config["BABEL_TRANSLATION_DIRECTORIES"] = "translations"
     flask_babel.Babel(app, locale_selector=language, timezone_selector=zone_name)
     app.jinja_env.filters.update(
-        number=number, moment=moment, exact_moment=exact_moment, day=day, duration=duration, input_value=input_value
+        number=number,
+        moment=moment,
+        exact_moment=exact_moment,
+        day=day,
+        duration=duration,
+        start=start,
+        input_value=input_value,
     )
     app.jinja_env.globals.update(
         share=share, languages=LANGUAGES, current_language=language, zone_label=zone_label, chosen_theme=chosen_theme

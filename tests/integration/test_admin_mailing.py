@@ -1,0 +1,54 @@
+"""The page of a mailing, its row in the list, and the questions before it is started, ended or deleted."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import sqlalchemy as sa
+from flask.testing import FlaskClient
+from sqlalchemy.orm import Session
+
+from db.models import Mailing, MailingState
+from tests.factories import make_mailing
+from tests.integration.test_admin_access import send
+
+HOUR = timedelta(hours=1)
+WITHOUT_START = {"name": "Sale", "text": "Hello", "when": "draft", "ends_at": "2099-12-31T23:59", "step": "review"}
+
+
+def page_of(browser: FlaskClient, address: str) -> str:
+    return browser.get(address).get_data(as_text=True)
+
+
+def starts_shown(browser: FlaskClient, mailing: Mailing) -> list[str]:
+    """What the list and the page of a mailing call its start, without markup."""
+    row = re.search(r'<td data-label="Start">(.*?)</td>', page_of(browser, "/mailings/"))
+    fact = re.search(r"<dt>Start</dt><dd>(.*?)</dd>", page_of(browser, f"/mailings/{mailing.id}/"))
+    return [re.sub("<.*?>", "", found[1]) for found in (row, fact) if found]
+
+
+def test_a_draft_that_was_given_no_start_shows_none(browser: FlaskClient, session: Session) -> None:
+    send(browser, "/mailings/new/", **WITHOUT_START)
+    draft = session.scalars(sa.select(Mailing)).one()
+
+    assert starts_shown(browser, draft) == ["–", "–"]
+
+
+@pytest.mark.parametrize("state", [MailingState.SCHEDULED, MailingState.RUNNING])
+def test_the_start_of_any_other_mailing_is_shown(browser: FlaskClient, session: Session, state: MailingState) -> None:
+    mailing = make_mailing(session, state=state, starts_at=datetime(2025, 1, 10, 9, tzinfo=UTC))
+
+    assert starts_shown(browser, mailing) == ["10 Jan 2025, 12:00"] * 2
+
+
+@pytest.mark.parametrize(("ahead", "expected"), [(HOUR, "It is to start <time"), (-HOUR, "It starts at once.")])
+def test_the_question_before_a_start_says_when_that_is(
+    browser: FlaskClient, session: Session, ahead: timedelta, expected: str
+) -> None:
+    now = datetime.now(UTC)
+    # Edited before the time that it was to start at.
+    draft = make_mailing(session, state=MailingState.DRAFT, starts_at=now + ahead, updated_at=now - 2 * HOUR)
+
+    assert expected in page_of(browser, f"/mailings/{draft.id}/confirm/start")
