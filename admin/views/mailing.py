@@ -63,7 +63,8 @@ class OneMailing(Page):
         if action not in CONFIRMED:
             abort(404)
         audience = None
-        if action == "start":
+        # Nothing is written before the start: the number is that of those who match now.
+        if action == "start" or (mailing.started_at is None and mailing.finished_at is None):
             audience = previews.preview(
                 session(), mailing.text, mailing.operator_codes, mailing.tags, 1, _PREVIEW_PATIENCE_SECONDS
             )

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from flask.testing import FlaskClient
 from sqlalchemy.orm import Session
 
-from db.models import Mailing, MailingState
-from tests.factories import make_mailing
+from db.models import Mailing, MailingState, MessageStatus
+from tests.factories import make_client, make_mailing, make_message
 from tests.integration.test_admin_access import send
 
 HOUR = timedelta(hours=1)
@@ -52,3 +52,31 @@ def test_the_question_before_a_start_says_when_that_is(
     draft = make_mailing(session, state=MailingState.DRAFT, starts_at=now + ahead, updated_at=now - 2 * HOUR)
 
     assert expected in page_of(browser, f"/mailings/{draft.id}/confirm/start")
+
+
+@pytest.mark.parametrize("action", ["cancel", "delete"])
+def test_the_question_before_an_end_says_who_would_get_what_is_not_written_yet(
+    browser: FlaskClient, session: Session, action: str
+) -> None:
+    for tags in (["vip"], ["vip", "new"], []):
+        make_client(session, tags=tags)
+    mailing = make_mailing(session, state=MailingState.SCHEDULED, tags=["vip"])
+
+    page = page_of(browser, f"/mailings/{mailing.id}/confirm/{action}")
+
+    assert "It would go to 2 recipients." in page
+    assert "still wait" not in page
+
+
+@pytest.mark.parametrize("action", ["cancel", "delete"])
+def test_the_question_before_an_end_says_how_many_messages_wait(
+    browser: FlaskClient, session: Session, action: str
+) -> None:
+    mailing = make_mailing(session)
+    for status in (MessageStatus.SENT, MessageStatus.PENDING, MessageStatus.SENDING):
+        make_message(session, mailing, make_client(session), status=status)
+
+    page = page_of(browser, f"/mailings/{mailing.id}/confirm/{action}")
+
+    assert "2 messages still wait and will not be sent." in page
+    assert "It would go to" not in page
