@@ -166,8 +166,9 @@ class Clients(Page):
 def _page(wanted: directory.Filter) -> Keyset:
     if wanted.phone_prefix is not None:
         # In the order of the numbers, which is how their index finds them; a longer prefix leads to the rest.
-        found = directory.by_phone(session(), wanted, argument_text("from") or None, PAGE_SIZE)
-        return Keyset(found, None, None)
+        found = directory.by_phone(session(), wanted, argument_text("from") or None, PAGE_SIZE + 1)
+        rows = found[:PAGE_SIZE]
+        return Keyset(rows, rows[-1].id if len(found) > PAGE_SIZE else None, None)
 
     def load(beyond: int | None, limit: int, newer: bool) -> Sequence[Client]:
         return directory.page(session(), wanted, beyond, limit, newer=newer)

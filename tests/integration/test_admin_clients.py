@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +13,8 @@ import sqlalchemy as sa
 from flask.testing import FlaskClient
 from sqlalchemy.orm import Session
 
+from admin.views.base import PAGE_SIZE
+from db.models import Client
 from db.queries import clients
 from tests.factories import make_client
 from tests.forms import Fields, form_with
@@ -168,3 +172,25 @@ def test_every_row_of_the_list_tells_what_is_known(browser: FlaskClient, session
 
     known = [f"{name}{number}" for number in range(6) for name in "abcd" if f"{name}{number}" in page]
     assert known == [f"{name}{number}" for number in range(6) for name in "abc"]
+
+
+def numbers_found(browser: FlaskClient, address: str) -> list[list[str]]:
+    """The numbers on this page of the list and on all that its link to further ones leads to."""
+    page = browser.get(address).get_data(as_text=True)
+    found = re.findall(r'<a href="/clients/[0-9]+/">(\S+)</a>', page)
+    further = re.search(r'href="(\?[^"]+)">Further numbers', page)
+    return [found, *(numbers_found(browser, f"/clients/{html.unescape(further[1])}") if further else [])]
+
+
+@pytest.mark.parametrize(("many", "sizes"), [(PAGE_SIZE, [PAGE_SIZE]), (PAGE_SIZE + 1, [PAGE_SIZE, 1])])
+def test_further_numbers_are_offered_where_there_are_some(
+    browser: FlaskClient, session: Session, many: int, sizes: list[int]
+) -> None:
+    numbers = [f"+7926{number:07}" for number in range(many)]
+    session.add_all(Client(phone=phone, operator_code="926", timezone="Europe/Moscow") for phone in numbers)
+    session.commit()
+
+    pages = numbers_found(browser, "/clients/?phone=926")
+
+    assert [len(page) for page in pages] == sizes
+    assert [phone for page in pages for phone in page] == numbers
