@@ -244,3 +244,34 @@ def test_a_save_waits_for_one_that_is_under_way(browser: FlaskClient, session: S
     assert answer.result().status_code == 409
     session.refresh(mailing)
     assert (mailing.name, mailing.text) == ("Sale", "The first")
+
+
+def summary_of(page: str) -> list[tuple[str, str]]:
+    """Where each line of the summary of mistakes leads to, and what it says."""
+    lines = re.findall(r'<li><a href="#([a-z_]+)">(.*?)</a></li>', page)
+    assert all(f'id="{place}"' in page for place, _ in lines)
+    return lines
+
+
+def test_every_mistake_is_named_with_its_field(browser: FlaskClient) -> None:
+    form = {**FORM, "when": "later", "starts_at": "", "ends_at": "", "text": " ", "step": "review"}
+
+    page = send(browser, "/mailings/new/", **form).get_data(as_text=True)
+
+    assert summary_of(page) == [
+        ("text", "Text: Please fill this in."),
+        ("starts_at", "Starts at: Please give a date and a time."),
+        ("ends_at", "Ends at: Please give a date and a time."),
+    ]
+
+
+@pytest.mark.parametrize(("in_use", "label"), [(["vip"], "Other tags"), ([], "With any of these tags")])
+def test_a_mistake_in_a_tag_stands_where_it_was_typed(
+    browser: FlaskClient, session: Session, in_use: list[str], label: str
+) -> None:
+    make_client(session, tags=in_use)
+
+    page = send(browser, "/mailings/new/", **FORM, other_tags="x" * 65, step="review").get_data(as_text=True)
+
+    assert summary_of(page) == [("other_tags", f"{label}: “{'x' * 20}…” is too long for a tag.")]
+    assert re.search(r'<input id="other_tags" [^>]*aria-describedby="[^"]*other_tags-error" aria-invalid="true"', page)
