@@ -165,6 +165,9 @@ _PATTERNS: list[tuple[re.Pattern[str], Callable[[re.Match[str]], str]]] = [
     ),
 ]
 
+# Where the next mistake of a row begins.
+_NEXT_MISTAKE = re.compile(r"; (?=(?:operator_code|tags|timezone): |[^;]*: the attributes take )")
+
 
 def explain(error: RefusedError) -> str:
     """The refusal as a sentence of its own."""
@@ -174,6 +177,10 @@ def explain(error: RefusedError) -> str:
 
 def translate(reason: str) -> str:
     """The refusal in the language of the page."""
+    return "; ".join(map(_translate_one, _NEXT_MISTAKE.split(reason)))
+
+
+def _translate_one(reason: str) -> str:
     if reason in _SENTENCES:
         return str(_SENTENCES[reason])
     for pattern, sentence in _PATTERNS:

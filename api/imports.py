@@ -36,7 +36,10 @@ class ErrorLineSchema(Answer):
 
     line = fields.Integer(required=True, metadata=about("The line of the file in which the row starts, from 1.", 3))
     reason = fields.String(
-        required=True, metadata=about("Why, the column first.", "phone: '123' is not a number that exists")
+        required=True,
+        metadata=about(
+            "Why, the column first; several mistakes one after the other.", "phone: '123' is not a number that exists"
+        ),
     )
 
 

@@ -61,6 +61,16 @@ def test_reason_of_a_refusal_names_the_column(cells: list[str], expected: str) -
     assert reason(*cells).startswith(expected)
 
 
+def test_a_row_is_told_all_its_mistakes() -> None:
+    assert reason("12", "9a", "x" * 65, "Moscow", "я" * 8192).split("; ") == [
+        "phone: '12' has too few or too many digits",
+        "operator_code: '9a' is not a code of 2 to 10 digits",
+        f"tags: '{'x' * 50}…' is longer than 64 characters",
+        "timezone: 'Moscow' is not an IANA time zone such as Europe/Moscow",
+        "name: the attributes take 16395 bytes, 16384 are allowed",
+    ]
+
+
 def test_attributes_up_to_the_limit_are_taken() -> None:
     filling = rules.ATTRIBUTES_BYTES - len('{"name":""}')
 
