@@ -52,7 +52,14 @@ _SENTENCES = {
     "The file holds NUL bytes: it is no text, or UTF-16. Save it as CSV UTF-8.": _(
         "The file holds NUL bytes: it is no text, or UTF-16. Save it as CSV UTF-8."
     ),
+    "The first line holds more than a header can: this is not CSV.": _(
+        "The first line holds more than a header can: this is not CSV."
+    ),
     "The body is not a valid multipart form.": _("The body is not a valid multipart form."),
+    "the file broke off on the way": _("the file broke off on the way"),
+    "a quotation mark is not closed, or not doubled inside a quoted cell": _(
+        "a quotation mark is not closed, or not doubled inside a quoted cell"
+    ),
 }
 
 _FIELDS = {
@@ -117,8 +124,8 @@ _PATTERNS: list[tuple[re.Pattern[str], Callable[[re.Match[str]], str]]] = [
         lambda found: gettext("operator_code: “%(value)s” is not a code of 2 to 10 digits", value=found[1]),
     ),
     (
-        re.compile(r"operator_code: required for a number outside \+7\Z"),
-        lambda _found: gettext("operator_code: required for a number outside +7"),
+        re.compile(r"operator_code: required for a new number outside \+7\Z"),
+        lambda _found: gettext("operator_code: required for a new number outside +7"),
     ),
     (
         re.compile(r"tags: '(.*)' is longer than ([0-9]+) characters\Z", re.DOTALL),
@@ -139,15 +146,81 @@ _PATTERNS: list[tuple[re.Pattern[str], Callable[[re.Match[str]], str]]] = [
         lambda found: gettext("%(column)s: missing, the row ends before this column", column=found[1]),
     ),
     (
-        re.compile(r"The header has no column 'phone'; its columns are (.*)\.\Z", re.DOTALL),
-        lambda found: gettext("The header has no column “phone”; its columns are %(columns)s.", columns=found[1]),
+        re.compile(r"(.*): the attributes take ([0-9]+) bytes, ([0-9]+) are allowed\Z", re.DOTALL),
+        lambda found: gettext(
+            "%(column)s: the attributes take %(size)s bytes, %(most)s are allowed",
+            column=found[1],
+            size=found[2],
+            most=found[3],
+        ),
+    ),
+    (
+        re.compile(r"column ([0-9]+): has a value but no name in the header\Z"),
+        lambda found: gettext("column %(number)s has a value, but no name in the header", number=found[1]),
+    ),
+    (
+        re.compile(r"the row cannot be read: (.*)\Z"),
+        lambda found: gettext("the row cannot be read: %(problem)s", problem=translate(found[1])),
+    ),
+    (
+        re.compile(r"a cell is longer than ([0-9]+) characters\Z"),
+        lambda found: gettext("a cell is longer than %(most)s characters", most=found[1]),
+    ),
+    # Files as a whole.
+    (
+        re.compile(r"The header has no column 'phone'; its columns are without names\.\Z"),
+        lambda _found: gettext("The header has no column “phone”; its columns have no names."),
+    ),
+    (
+        re.compile(r"The header has no column 'phone'; its columns are '(.*)'\.\Z", re.DOTALL),
+        lambda found: gettext(
+            "The header has no column “phone”; its columns are %(columns)s.", columns=found[1].replace("', '", ", ")
+        ),
+    ),
+    (
+        re.compile(r"The header has more than ([0-9]+) columns for attributes\.\Z"),
+        lambda found: gettext("The header has more than %(most)s columns for attributes.", most=found[1]),
+    ),
+    (
+        re.compile(r"The column name '(.*)' is longer than ([0-9]+) characters\.\Z", re.DOTALL),
+        lambda found: gettext(
+            "The column name “%(column)s” is longer than %(most)s characters.", column=found[1], most=found[2]
+        ),
+    ),
+    (
+        re.compile(r"Line ([0-9]+), the header: (.*)\.\Z"),
+        lambda found: gettext("Line %(line)s, the header: %(problem)s.", line=found[1], problem=translate(found[2])),
+    ),
+    (
+        re.compile(r"Line ([0-9]+) is longer than ([0-9]+) characters: this is not CSV\.\Z"),
+        lambda found: gettext(
+            "Line %(line)s is longer than %(most)s characters: this is not CSV.", line=found[1], most=found[2]
+        ),
+    ),
+    (
+        re.compile(r"More than ([0-9]+) rows have a quotation mark that is not closed, the last in line ([0-9]+):"),
+        lambda found: gettext(
+            "More than %(most)s rows have an unclosed quotation mark, the last in line %(line)s: this is not CSV.",
+            most=found[1],
+            line=found[2],
+        ),
+    ),
+    (
+        re.compile(r"The file has more than ([0-9]+) rows: split it and import the parts\.\Z"),
+        lambda found: gettext("The file has more than %(most)s rows: split it and import the parts.", most=found[1]),
     ),
     (
         re.compile(r"The header names the column '(.*)' twice\.\Z", re.DOTALL),
         lambda found: gettext("The header names the column “%(column)s” twice.", column=found[1]),
     ),
     (
-        re.compile(r"The file is not UTF-8 \(line ([0-9]+)\)(.*): save it as CSV UTF-8\.\Z", re.DOTALL),
+        re.compile(r"The file is not UTF-8 \(line ([0-9]+)\), it looks like Windows-1251: save it as CSV UTF-8\.\Z"),
+        lambda found: gettext(
+            "The file is not UTF-8 (line %(line)s), it looks like Windows-1251: save it as CSV UTF-8.", line=found[1]
+        ),
+    ),
+    (
+        re.compile(r"The file is not UTF-8 \(line ([0-9]+)\): save it as CSV UTF-8\.\Z"),
         lambda found: gettext("The file is not UTF-8 (line %(line)s): save it as CSV UTF-8.", line=found[1]),
     ),
     (re.compile(r"The file is empty\.\Z"), lambda _found: gettext("The file is empty.")),
