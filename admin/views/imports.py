@@ -77,7 +77,10 @@ class Imports(Page):
 
         header = ["line", "reason", *job.columns]
         return csv_download(
-            f"import-{import_id}-rejected.csv", header, load, lambda row: [str(row.id), row.row.reason, *row.row.cells]
+            f"import-{import_id}-rejected.csv",
+            header,
+            load,
+            lambda row: [str(row.id), translate(row.row.reason), *row.row.cells],
         )
 
     @expose("/example.csv")
