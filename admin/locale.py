@@ -84,11 +84,9 @@ def moment(instant: datetime | None) -> Markup:
     """Date and time on this person's clock, with the exact instant for machines and the zone for the curious."""
     if instant is None:
         return Markup("–")
-    at = local(instant)
-    text = f"{day(at.date())}, {at:%H:%M}"
-    title = f"{at:%Y-%m-%d %H:%M:%S} {zone_label(instant)}"
+    title = f"{local(instant):%Y-%m-%d %H:%M:%S} {zone_label(instant)}"
     exact = instant.astimezone(UTC).isoformat(timespec="seconds")
-    return Markup('<time datetime="{}" title="{}">{}</time>').format(exact, title, text)
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(exact, title, to_the_minute(instant))
 
 
 def exact_moment(instant: datetime | None) -> Markup:
@@ -99,8 +97,18 @@ def exact_moment(instant: datetime | None) -> Markup:
     return Markup('<time datetime="{}" title="{}">{}</time>').format(exact, zone_label(instant), to_the_second(instant))
 
 
-def to_the_second(instant: datetime) -> str:
+def clock(instant: datetime) -> str:
+    """The time of day on this person's clock."""
+    return f"{local(instant):%H:%M}"
+
+
+def to_the_minute(instant: datetime) -> str:
     """Date and time on this person's clock, without markup."""
+    return f"{day(local(instant).date())}, {clock(instant)}"
+
+
+def to_the_second(instant: datetime) -> str:
+    """The same to the second."""
     at = local(instant)
     return f"{day(at.date())}, {at:%H:%M:%S}"
 

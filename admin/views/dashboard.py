@@ -12,7 +12,7 @@ from flask import Response
 from admin import charts
 from admin.database import session
 from admin.flow import FlowHistory, by_day
-from admin.locale import day, local, zone
+from admin.locale import clock, day, zone
 from admin.texts import gettext
 from admin.texts import lazy_gettext as _
 from admin.views.base import Page, expose, part
@@ -114,5 +114,5 @@ def _minutes_chart(now: datetime) -> str:
     for flow in dashboard.flow(session(), first, timedelta(minutes=1)):
         amounts[flow.begin.astimezone(UTC)][flow.status] = flow.amount
     minutes = [first + timedelta(minutes=minute) for minute in range(60)]
-    data = [charts.Column(f"{local(minute):%H:%M}", amounts.get(minute, {})) for minute in minutes]
+    data = [charts.Column(clock(minute), amounts.get(minute, {})) for minute in minutes]
     return charts.columns(gettext("Messages per minute, last hour"), data, CHARTED)

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from admin import charts, labels
 from admin.access import logged_in, requires
 from admin.database import session
-from admin.locale import local, number
+from admin.locale import clock, number, to_the_minute
 from admin.texts import gettext, ngettext
 from admin.views.base import EXPORTED_AT_ONCE, Page, apply, csv_download, expose, go, notify, part
 from db.models import Mailing, MessageStatus, Role
@@ -190,8 +190,8 @@ def _chart(mailing_id: int) -> str:
     # A few minutes alone would make columns as wide as doors.
     while len(filled) < 12:
         filled.append(filled[-1] + timedelta(minutes=step))
-    pattern = "%H:%M" if minutes < 24 * 60 else "%d.%m. %H:%M"
-    data = [charts.Column(local(begin).strftime(pattern), amounts.get(begin, {})) for begin in filled]
+    label = to_the_minute if minutes >= 24 * 60 else clock
+    data = [charts.Column(label(begin), amounts.get(begin, {})) for begin in filled]
     title = ngettext("Messages per minute", "Messages per %(num)s minutes", step)
     return charts.columns(title, data, CHARTED)
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from flask.testing import FlaskClient
 from sqlalchemy.orm import Session
 
-from db.models import Mailing, MailingState, MessageStatus
+from db.models import Mailing, MailingState, MessageStatus, StatusFlow
 from tests.factories import make_client, make_mailing, make_message
 from tests.integration.test_admin_access import send
 
@@ -80,3 +80,18 @@ def test_the_question_before_an_end_says_how_many_messages_wait(
 
     assert "2 messages still wait and will not be sent." in page
     assert "It would go to" not in page
+
+
+@pytest.mark.parametrize(("language", "expected"), [("en", "10 Jan 2025, 12:00"), ("ru", "10 янв. 2025, 12:00")])
+def test_a_chart_of_days_writes_dates_as_the_rest_of_the_page(
+    browser: FlaskClient, session: Session, language: str, expected: str
+) -> None:
+    begin = datetime(2025, 1, 10, 9, tzinfo=UTC)
+    mailing = make_mailing(session, starts_at=begin)
+    for minute in (begin, begin + 30 * HOUR):
+        session.add(StatusFlow(minute=minute, mailing_id=mailing.id, status=MessageStatus.SENT, amount=1))
+    session.commit()
+
+    page = browser.get(f"/mailings/{mailing.id}/", headers={"Accept-Language": language}).get_data(as_text=True)
+
+    assert f'<th scope="row">{expected}</th>' in page
