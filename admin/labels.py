@@ -72,7 +72,7 @@ OUTCOMES = {
 REPORTS = {
     "pending": _("Waiting"),
     "sending": _("Being sent"),
-    "sent": _("Sent"),
+    "sent": _in("report", "Sent"),
     "failed": _in("import", "Failed"),
 }
 PROCESSES = {"dispatcher": _("Dispatcher"), "reporter": _("Reporter"), "sender": _("Sender")}

@@ -160,6 +160,8 @@ def init(app: Flask) -> None:
         input_value=input_value,
     )
     app.jinja_env.globals.update(
+        # Called as in the code, where `make translate` looks for it.
+        _in=app.jinja_env.globals["pgettext"],
         share=share, languages=LANGUAGES, current_language=language, zone_label=zone_label, chosen_theme=chosen_theme
     )
 

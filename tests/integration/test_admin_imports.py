@@ -25,4 +25,4 @@ def test_rejected_rows_are_downloaded_with_reasons_in_the_language_of_the_page(
         for headers in ({}, RUSSIAN)
     ]
 
-    assert texts == ["2,phone: is empty,,Anna", "2,phone: номер пуст,,Anna"]
+    assert texts == ["2,phone: is empty,,Anna", "2,phone: номер не указан,,Anna"]
