@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 from flask import Flask
 
-from admin.locale import to_the_second
+from admin.locale import day, to_the_second
 from admin.texts import LazyString, gettext
 from admin.texts import lazy_gettext as _
 from admin.texts import lazy_pgettext as _in
-from db.models import GatewayState, ImportState, MailingState, MessageStatus, Role, Scope
+from db.models import GatewayState, ImportState, MailingState, MessageStatus, ReportDelivery, Role, Scope
+from db.queries.report_deliveries import Trouble
 
 STATES = {
     MailingState.DRAFT: _("Draft"),
@@ -74,6 +75,12 @@ REPORTS = {
     "sending": _("Being sent"),
     "sent": _in("report", "Sent"),
     "failed": _in("import", "Failed"),
+}
+ALERTS = {
+    "gateway_blocked": _("the gateway refuses our token"),
+    "gateway_open": _("the gateway does not answer"),
+    "mailing_failing": _("a mailing does not get through"),
+    "mailing_expired": _("a mailing ended before everything was sent"),
 }
 PROCESSES = {"dispatcher": _("Dispatcher"), "reporter": _("Reporter"), "sender": _("Sender")}
 ACTIONS = {
@@ -143,6 +150,16 @@ def reason(stored: str | None) -> str:
             return gettext("The gateway answered HTTP %(status)s", status=found[2])
         return gettext("The gateway refused it with code %(code)s", code=found[2])
     return stored
+
+
+def report(mail: ReportDelivery | Trouble) -> str:
+    """What a mail is about: a day, a week, or what needs a person."""
+    kind, _colon, name = mail.kind.partition(":")
+    if kind == "daily":
+        return gettext("Daily report, %(day)s", day=day(date.fromisoformat(mail.period)))
+    if kind == "weekly":
+        return gettext("Weekly report, from %(day)s", day=day(date.fromisoformat(f"{mail.period}-1")))
+    return gettext("Alert: %(what)s", what=ALERTS.get(name, name))
 
 
 _COLUMNS = {
@@ -236,6 +253,7 @@ def init(app: Flask) -> None:
         outcome_label=_looked_up(OUTCOMES),
         process_label=_looked_up(PROCESSES),
         report_label=_looked_up(REPORTS),
+        report_name=report,
         action_label=action,
         actor_label=actor,
         column_label=column,

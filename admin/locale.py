@@ -74,10 +74,13 @@ def number(value: float | None) -> str:
 
 def share(value: float, whole: float) -> str:
     """A part as a percentage; never 0 % of something, nor 100 % of less than all."""
+    locale = _locale()
+    # Languages differ in the space before the sign.
+    usual = locale.percent_formats[None].pattern
     if not whole or not value:
-        return str(babel.numbers.format_percent(0, locale=_locale()))
+        return str(babel.numbers.format_percent(0, usual, locale))
     ratio = min(max(value / whole, 0.001), 1.0 if value >= whole else 0.999)
-    return str(babel.numbers.format_percent(ratio, format=None if ratio == 1 else "#,##0.0%", locale=_locale()))
+    return str(babel.numbers.format_percent(ratio, usual if ratio == 1 else usual.replace("0", "0.0"), locale))
 
 
 def moment(instant: datetime | None) -> Markup:
@@ -162,7 +165,11 @@ def init(app: Flask) -> None:
     app.jinja_env.globals.update(
         # Called as in the code, where `make translate` looks for it.
         _in=app.jinja_env.globals["pgettext"],
-        share=share, languages=LANGUAGES, current_language=language, zone_label=zone_label, chosen_theme=chosen_theme
+        share=share,
+        languages=LANGUAGES,
+        current_language=language,
+        zone_label=zone_label,
+        chosen_theme=chosen_theme,
     )
 
 

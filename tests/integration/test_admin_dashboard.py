@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import pytest
 import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
@@ -124,3 +125,43 @@ def test_the_audit_log_tells_times_on_the_readers_clock(database_url: str, sessi
     assert "23 Nov" in text
     assert "15:25:26.9" not in text
     assert "18:25:26</ins>" in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "period", "language", "expected"),
+    [
+        ("daily", "2025-11-22", "en", "Daily report, 22 Nov 2025"),
+        ("daily", "2025-11-22", "ru", "Отчёт за день, 22 нояб. 2025"),
+        ("weekly", "2025-W47", "en", "Weekly report, from 17 Nov 2025"),
+        ("weekly", "2025-W47", "ru", "Отчёт за неделю, с 17 нояб. 2025"),
+        ("alert:mailing_failing", "2025-11-22T10", "en", "Alert: a mailing does not get through"),
+        ("alert:gateway_open", "2025-11-22T10", "ru", "Тревога: шлюз не отвечает"),
+    ],
+)
+def test_reports_by_e_mail_are_named_in_the_readers_words(
+    database_url: str, session: Session, kind: str, period: str, language: str, expected: str
+) -> None:
+    client = dashboard(database_url, session, Role.ADMIN)
+    due = datetime.now(UTC) + timedelta(minutes=5)
+    mail = ReportDelivery(kind=kind, period=period, recipient="boss@example.com", last_error="refused", attempts=1)
+    mail.state, mail.next_attempt_at = DeliveryState.PENDING, due
+    session.add(mail)
+    session.commit()
+
+    for path in ("/", "/system/"):
+        assert expected in client.get(path, headers={"Accept-Language": language}).get_data(as_text=True)
+
+
+def test_shares_and_sizes_are_written_as_the_language_writes_them(database_url: str, session: Session) -> None:
+    client = dashboard(database_url, session, Role.ADMIN)
+    mailing = session.scalars(sa.select(Mailing)).one()
+    for status in (MessageStatus.SENT, MessageStatus.SENT, MessageStatus.PENDING):
+        make_message(session, mailing, make_client(session), status=status)
+
+    def page(path: str, language: str) -> str:
+        return client.get(path, headers={"Accept-Language": language}).get_data(as_text=True)
+
+    assert "· 66.7%" in page(f"/mailings/{mailing.id}/", "en")
+    assert "· 66,7\N{NO-BREAK SPACE}%" in page(f"/mailings/{mailing.id}/", "ru")
+    assert ">MB</th>" in page("/system/", "en")
+    assert ">МБ</th>" in page("/system/", "ru")
