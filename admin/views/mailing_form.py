@@ -18,7 +18,7 @@ from admin.texts import gettext
 from admin.versions import refuse_stale
 from admin.views.base import Page, argument_id, expose, go, notify, part
 from db import rules
-from db.models import Mailing, Role
+from db.models import Mailing, MailingState, Role
 from db.queries import mailings, previews, test_sends
 from db.refusals import ConflictError, RefusedError
 
@@ -94,7 +94,7 @@ class MailingForm(Page):
             return self._page(form, 422)
         if is_draft or step == "confirm":
             session.commit()
-            notify(gettext("The draft is saved.") if is_draft else gettext("The mailing is on its way."))
+            notify(_became(mailing.state, mailing.starts_at, now))
             return go("mailing.show", mailing_id=mailing.id)
         session.rollback()
         found = previews.preview(
@@ -147,6 +147,13 @@ class MailingForm(Page):
         session.commit()
         notify(gettext("Your changes are saved."))
         return go("mailing.show", mailing_id=mailing_id)
+
+
+def _became(state: MailingState, starts_at: datetime, now: datetime) -> str:
+    """What to say of a mailing that was just made."""
+    if state is MailingState.DRAFT:
+        return gettext("The draft is saved.")
+    return gettext("The mailing is scheduled.") if starts_at > now else gettext("The mailing is on its way.")
 
 
 def _key_of_last_look(step: str) -> str | None:

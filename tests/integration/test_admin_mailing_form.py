@@ -21,11 +21,16 @@ from tools.processes import wait_until
 FORM = {"name": "Sale", "text": "Hello", "when": "now", "ends_at": "2099-12-31T23:59"}
 
 
+def look(browser: FlaskClient, **changes: str) -> str:
+    """The last look at a mailing."""
+    page = send(browser, "/mailings/new/", **{**FORM, **changes}, step="review").get_data(as_text=True)
+    assert "Is everything right?" in page
+    return page
+
+
 def last_look(browser: FlaskClient) -> dict[str, str]:
     """What the button of the last look sends."""
-    page = send(browser, "/mailings/new/", **FORM, step="review").get_data(as_text=True)
-    assert "Is everything right?" in page
-    found = re.search(r'name="once" value="([0-9a-f]+)"', page)
+    found = re.search(r'name="once" value="([0-9a-f]+)"', look(browser))
     return {**FORM, "step": "confirm", "once": found[1] if found else ""}
 
 
@@ -66,6 +71,17 @@ def test_a_click_on_an_old_page_does_not_bring_back_what_was_deleted(browser: Fl
     assert again.status_code == 422
     assert "This mailing was made already, and deleted since" in again.get_data(as_text=True)
     assert count(session) == 1
+
+
+def test_a_mailing_that_starts_later_is_scheduled_and_not_on_its_way(browser: FlaskClient, session: Session) -> None:
+    make_client(session)
+    later = {"when": "later", "starts_at": "2099-12-01T10:00"}
+
+    assert "Send to 1 recipient<" in look(browser)
+    assert "Schedule for 1 recipient<" in look(browser, **later)
+    for when, said in (({}, "The mailing is on its way."), (later, "The mailing is scheduled.")):
+        made = send(browser, "/mailings/new/", **{**FORM, **when}, step="confirm")
+        assert said in browser.get(made.headers["Location"]).get_data(as_text=True)
 
 
 @pytest.mark.parametrize("step", ["review", "confirm", "test"])
