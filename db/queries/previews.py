@@ -67,7 +67,7 @@ def preview(
     readings = [read(text, client) for client in clients]
     filled = [sms.measure(reading.text) for reading in readings if reading.text is not None]
     measure = filled[0] if filled else sms.measure(text)
-    average = sum(each.parts for each in filled) / len(readings) if filled else float(measure.parts)
+    average = sum(each.parts for each in filled) / len(readings) if readings else float(measure.parts)
     return Preview(
         audience=audience,
         readings=readings[:shown],

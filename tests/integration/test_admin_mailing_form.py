@@ -291,3 +291,17 @@ def test_a_mistake_in_a_tag_stands_where_it_was_typed(
 
     assert summary_of(page) == [("other_tags", f"{label}: “{'x' * 20}…” is too long for a tag.")]
     assert re.search(r'<input id="other_tags" [^>]*aria-describedby="[^"]*other_tags-error" aria-invalid="true"', page)
+
+
+def test_every_look_says_how_many_of_the_recipients_would_get_nothing(browser: FlaskClient, session: Session) -> None:
+    for _ in range(2):
+        make_client(session)
+    text = {"text": "Dear {name}"}
+    draft = make_mailing(session, state=MailingState.DRAFT, **text)
+    preview = send(browser, "/mailings/new/preview", **{**FORM, **text}).get_json()["fragments"]["preview"]
+    start = browser.get(f"/mailings/{draft.id}/confirm/start").get_data(as_text=True)
+
+    for page in (preview, look(browser, **text), start):
+        assert "2 of the first 2 recipients would get nothing" in page
+    for page in (preview, look(browser, **text)):
+        assert "0 SMS" in page
