@@ -163,7 +163,9 @@ def _key_of_last_look(step: str) -> str | None:
 
 
 def _preview_part(form: Form) -> str:
-    found = previews.preview(
-        session(), form.fields["text"], form.operator_codes, form.tags, READINGS_SHOWN, LIVE_PATIENCE_SECONDS
-    )
-    return part("preview", preview=found, text=form.fields["text"], errors=form.errors)
+    text = form.fields["text"]
+    if is_unread := not {"operator_codes", "tags"}.isdisjoint(form.errors):
+        found = previews.of_text(text)
+    else:
+        found = previews.preview(session(), text, form.operator_codes, form.tags, READINGS_SHOWN, LIVE_PATIENCE_SECONDS)
+    return part("preview", preview=found, text=text, is_unread=is_unread)

@@ -305,3 +305,19 @@ def test_every_look_says_how_many_of_the_recipients_would_get_nothing(browser: F
         assert "2 of the first 2 recipients would get nothing" in page
     for page in (preview, look(browser, **text)):
         assert "0 SMS" in page
+
+
+@pytest.mark.parametrize("wrong", [{"operator_codes": "9x6"}, {"other_tags": "t" * 200}], ids=["codes", "tags"])
+def test_a_filter_that_cannot_be_read_leaves_nobody_to_preview(
+    browser: FlaskClient, session: Session, wrong: dict[str, str]
+) -> None:
+    make_client(session, attributes={"name": "Anna"})
+    make_client(session)
+
+    form = {**FORM, "text": "Dear {name}", **wrong}
+    shown = send(browser, "/mailings/new/preview", **form).get_json()["fragments"]["preview"]
+
+    assert "The recipients cannot be read yet." in shown
+    assert "Dear {name}" in shown
+    for claim in ("will read", "Anna", "Altogether", "More recipients", "would get nothing", "matches now"):
+        assert claim not in shown
