@@ -1,4 +1,4 @@
-"""Messages: the list by mailing, status, client and reason, and one with all that happened to it."""
+"""Messages: the list by mailing, status, number and reason, and one with all that happened to it."""
 
 from __future__ import annotations
 
@@ -70,14 +70,11 @@ def _rows(wanted: messages.Filter, typed: str) -> dict[str, Any]:
 
 def _filter() -> tuple[messages.Filter, str]:
     typed = argument_text("phone", 40)
-    client_id = argument_id("client")
-    if typed and client_id is None:
-        client = _client_of(typed)
-        client_id = client.id if client else None
+    client = _client_of(typed) if typed else None
     return (
         messages.Filter(
             mailing_id=argument_id("mailing"),
-            client_id=client_id,
+            client_id=client.id if client else None,
             status=argument_choice("status", MessageStatus),
             reason=argument_text("reason", REASON_LENGTH + 50) or None,
         ),
