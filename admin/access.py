@@ -108,17 +108,27 @@ def guard(app: Flask) -> None:
     manager.user_loader(_load)
 
     @app.before_request
-    def ask_to_log_in() -> Response | None:
-        if request.endpoint is None or request.endpoint in OPEN_ENDPOINTS:
-            return None
-        someone = person()
-        if someone is not None:
-            audit.act_as(database.session(), users.name_actor(someone.account), request.remote_addr)
-            return None
-        if request.method != "GET" or wants_json():
-            abort(401)
-        target = request.full_path.rstrip("?")
-        return redirect(url_for("login.index", next=target if target != "/" else None))
+    def ask_to_log_in() -> None:
+        if request.endpoint is not None and request.endpoint not in OPEN_ENDPOINTS:
+            audit.act_as(database.session(), users.name_actor(logged_in().account), request.remote_addr)
+
+
+def to_login() -> Response:
+    """The way to the log-in page, and from there back to the page that is open."""
+    target = page_address()
+    return redirect(url_for("login.index", next=target if target != "/" else None))
+
+
+def page_address() -> str:
+    """Where the page that is open can be opened again: this address, or the one that a form was sent from."""
+    if request.method == "GET":
+        return request.full_path.rstrip("?")
+    return (request.referrer or "/").removeprefix(request.host_url.rstrip("/"))
+
+
+def has_ended() -> bool:
+    """Whether nobody is logged in here any more, rather than not yet."""
+    return "began" in session and person() is None
 
 
 def wants_json() -> bool:

@@ -6,11 +6,11 @@ import contextlib
 
 import sqlalchemy.exc
 import structlog
-from flask import Flask, Response, jsonify, make_response, redirect, render_template, url_for
+from flask import Flask, Response, jsonify, make_response, render_template
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BareResponse
 
-from admin.access import person, wants_json
+from admin.access import person, to_login, wants_json
 from admin.database import session
 from admin.refusals import explain
 from admin.security import CsrfError
@@ -48,7 +48,7 @@ def page(code: int, title: str, text: str) -> Response:
 def _http_error(error: HTTPException) -> Response | BareResponse | HTTPException:
     _settle_person()
     if error.code == 401 and not wants_json():
-        return redirect(url_for("login.index"))
+        return to_login()
     if error.code is None or error.code < 400:
         return error
     title, text = _describe(error.code)

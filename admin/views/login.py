@@ -51,7 +51,8 @@ def index() -> Response:
 
 def _form(problem: str | None = None, status: int = 200, email: str = "") -> Response:
     target = request.values.get("next", "")
-    return make_response(render_template("login.html", problem=problem, email=email, target=target), status)
+    page = render_template("login.html", problem=problem, has_ended=access.has_ended(), email=email, target=target)
+    return make_response(page, status)
 
 
 def _safe_target(target: str) -> str:

@@ -20,6 +20,7 @@ from admin.app import create_app
 from db.models import LoginAttempt, Mailing, Role, UserAccount
 from db.queries import users
 from tests.factories import settings_for
+from tests.forms import form_with
 from tools.sample import fill
 
 PASSWORD = "correct horse battery"
@@ -78,6 +79,10 @@ def token_of(client: FlaskClient) -> str:
 
 def send(client: FlaskClient, path: str, **form: Sequence[str]) -> TestResponse:
     return client.post(path, data={"csrf_token": token_of(client), **form})
+
+
+def user_id_of(session: Session, role: Role) -> int:
+    return session.scalars(sa.select(UserAccount.id).where(UserAccount.email == EMAILS[role])).one()
 
 
 def routes(app: Flask, method: str) -> list[str]:
@@ -317,12 +322,44 @@ def test_session_ends_after_a_day_however_busy_it_is(
     assert client.get("/").status_code == 302
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_who_comes_after_the_session_has_ended_is_told_and_led_back(
+    log_in: Callable[[Role], FlaskClient], filled: sa.Engine, method: str
+) -> None:
+    client = log_in(Role.OPERATOR)
+    page = "/mailings/new/?copy=1"
+    # A form goes to another address than the one that the page can be opened at.
+    address = {"GET": page, "POST": "/mailings/1/pause"}[method]
+    form = {"csrf_token": token_of(client)}
+    with Session(filled) as session, session.begin():
+        users.log_out_everywhere(session, user_id_of(session, Role.OPERATOR))
+
+    refused = client.open(address, method=method, data=form, headers={"Referer": f"http://localhost{page}"})
+    login = client.get(refused.headers["Location"]).get_data(as_text=True)
+
+    assert "Your session has ended. Log in again to go on." in login
+    entered = client.post(
+        "/login", data={**form_with("email", login), "email": EMAILS[Role.OPERATOR], "password": PASSWORD}
+    )
+    assert entered.headers["Location"] == page
+
+
+def test_who_was_not_logged_in_is_told_of_no_session(app: Flask, log_in: Callable[[Role], FlaskClient]) -> None:
+    logged_out = log_in(Role.VIEWER)
+    send(logged_out, "/logout")
+    for client in (app.test_client(), logged_out):
+        assert (
+            "Your session has ended"
+            not in client.get("/", follow_redirects=True).get_data(as_text=True).partition("<main")[2]
+        )
+
+
 def test_sessions_of_a_user_who_is_locked_out_end_at_once(
     log_in: Callable[[Role], FlaskClient], filled: sa.Engine
 ) -> None:
     client, admin = log_in(Role.VIEWER), log_in(Role.ADMIN)
     with Session(filled) as session:
-        user_id = session.scalars(sa.select(UserAccount.id).where(UserAccount.email == EMAILS[Role.VIEWER])).one()
+        user_id = user_id_of(session, Role.VIEWER)
     assert send(admin, f"/users/{user_id}/", role="viewer", disabled="on").status_code == 303
     assert client.get("/").status_code == 302
     assert send(admin, f"/users/{user_id}/", role="viewer").status_code == 303
@@ -335,7 +372,7 @@ def test_last_admin_can_neither_step_down_nor_be_locked_out(
 ) -> None:
     admin = log_in(Role.ADMIN)
     with Session(filled) as session:
-        user_id = session.scalars(sa.select(UserAccount.id).where(UserAccount.role == Role.ADMIN)).one()
+        user_id = user_id_of(session, Role.ADMIN)
     for form in ({"role": "viewer"}, {"role": "admin", "disabled": "on"}):
         send(admin, f"/users/{user_id}/", **form)
         assert "last admin" in admin.get("/users/").get_data(as_text=True)
