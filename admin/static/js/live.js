@@ -33,7 +33,8 @@ export function takeIn(fragments, root = document) {
   }
 }
 
-function tell(text) {
+/** Say this on top of the page; nothing takes it away. */
+export function tell(text) {
   const place = document.getElementById("trouble");
   place.textContent = text;
   place.className = text ? "notice warning" : "";

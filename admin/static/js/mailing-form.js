@@ -1,5 +1,5 @@
 // The form of a mailing: a preview that follows every change, and fields that appear when they matter.
-import { ask, takeIn } from "./live.js";
+import { ask, takeIn, tell } from "./live.js";
 
 const PAUSE_MILLISECONDS = 350;
 const form = document.getElementById("mailing-form");
@@ -14,8 +14,10 @@ async function preview() {
   try {
     const answer = await ask(form.dataset.previewUrl, { method: "POST", body: fields });
     if (number === asked) takeIn(answer.fragments, form); // An answer to an older question comes too late.
-  } catch {
-    // The next change asks again; the form itself works without.
+    tell("");
+  } catch (error) {
+    // Without an answer the next change asks again; the form itself works without.
+    if (error.status) tell(error.message);
   } finally {
     if (number === asked) place.setAttribute("aria-busy", "false");
   }
