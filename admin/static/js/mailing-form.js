@@ -36,4 +36,8 @@ form.addEventListener("input", (event) => {
   clearTimeout(timer);
   timer = setTimeout(preview, PAUSE_MILLISECONDS);
 });
-arrange();
+// Only by then has a browser that goes back put in again what had been typed.
+window.addEventListener("pageshow", () => {
+  arrange();
+  if (!form.elements.text.disabled) preview(); // What cannot be changed is previewed already, and not sent.
+});

@@ -1,0 +1,69 @@
+"""What people do with open pages: they go back, use the keyboard, and leave them open while things change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from playwright.sync_api import expect
+
+from db.models import Role
+from db.queries import users
+from tests.browser import PEOPLE, AdminSite, Visitor
+from tests.factories import make_client, make_mailing
+
+
+@pytest.fixture(scope="module")
+def site(module_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
+    """The pages, with three clients."""
+    admin = AdminSite(module_database_url, tmp_path_factory.mktemp("admin"))
+    with admin.session() as session:
+        for phone in ("+79160000001", "+79160000002", "+79260000003"):
+            make_client(session, phone=phone)
+    admin.start()
+    yield admin
+    admin.process.stop()
+
+
+def test_form_and_preview_agree_after_going_back(visit: Callable[..., Visitor], site: AdminSite) -> None:
+    page = visit(site).log_in(Role.OPERATOR).page
+    page.goto("/mailings/new/")
+    page.fill("#text", "Come at 8!")
+    page.fill("#operator_codes", "916")
+    page.check('input[value="draft"]')
+    expect(page.locator("#audience-count")).to_have_text("2")
+
+    page.click(".side >> text=Clients")
+    page.wait_for_url("**/clients/")
+    page.go_back()
+
+    expect(page.locator("#text")).to_have_value("Come at 8!")
+    expect(page.locator("#audience-count")).to_have_text("2")
+    expect(page.locator(".preview .bubble")).to_have_text("Come at 8!")
+    expect(page.locator("button.primary")).to_have_text("Save the draft", use_inner_text=True)
+
+
+def test_preview_of_a_mailing_that_has_started_stays(visit: Callable[..., Visitor], site: AdminSite) -> None:
+    with site.session() as session:
+        mailing = make_mailing(session, text="Sent as it is", operator_codes=["926"])
+    page = visit(site).log_in(Role.OPERATOR).page
+    page.goto(f"/mailings/new/{mailing.id}/")
+    page.wait_for_load_state("networkidle")
+    expect(page.locator("#audience-count")).to_have_text("1")
+    expect(page.locator(".preview .bubble")).to_have_text("Sent as it is")
+
+
+def test_preview_tells_that_the_session_has_ended(visit: Callable[..., Visitor], site: AdminSite) -> None:
+    page = visit(site).log_in(Role.OPERATOR).page
+    page.goto("/mailings/new/")
+    log_out(site, Role.OPERATOR)
+    page.fill("#text", "Come at 8!")
+    expect(page.locator("#trouble")).to_have_text("Your session has ended. Log in again to go on.")
+
+
+def log_out(site: AdminSite, role: Role) -> None:
+    """End the sessions of whoever has this role, as another admin would."""
+    with site.session() as session:
+        account = users.find(session, PEOPLE[role])
+        assert account
+        users.log_out_everywhere(session, account.id)
