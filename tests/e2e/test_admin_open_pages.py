@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 from db.models import Role
 from db.queries import users
 from tests.browser import PEOPLE, AdminSite, Visitor
-from tests.factories import make_client, make_mailing
+from tests.factories import make_client, make_mailing, make_message
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,30 @@ def test_preview_tells_that_the_session_has_ended(visit: Callable[..., Visitor],
     log_out(site, Role.OPERATOR)
     page.fill("#text", "Come at 8!")
     expect(page.locator("#trouble")).to_have_text("Your session has ended. Log in again to go on.")
+
+
+@pytest.mark.parametrize(
+    ("used", "shown"),
+    [
+        ('[data-live="progress"] a[href$="status=sent"]', '[data-count="sent"]'),
+        ('[data-live="chart"] summary', '[data-live="chart"] .legend strong'),
+    ],
+    ids=["count", "chart"],
+)
+def test_what_has_the_focus_keeps_it_and_is_kept_up_to_date(
+    visit: Callable[..., Visitor], site: AdminSite, used: str, shown: str
+) -> None:
+    with site.session() as session:
+        mailing = make_mailing(session)
+        make_message(session, mailing, make_client(session))
+    page = visit(site).log_in(Role.VIEWER).page
+    page.goto(f"/mailings/{mailing.id}/")
+    page.focus(used)
+    with site.session() as session:
+        make_message(session, mailing, make_client(session))
+
+    expect(page.locator(shown)).to_have_text("2")
+    expect(page.locator(used)).to_be_focused()
 
 
 def log_out(site: AdminSite, role: Role) -> None:

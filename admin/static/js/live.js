@@ -15,20 +15,27 @@ export async function ask(url, options = {}) {
   return answer;
 }
 
-/** Show these fragments where they belong; what has not changed is left alone, so is what is being used. */
+/** What tells an element from the others of its fragment, whatever numbers it shows by then. */
+const mark = (element) =>
+  element.id || element.getAttribute("href") || element.getAttribute("aria-label") || element.textContent;
+
+/** Show these fragments where they belong; what has not changed is left alone, and what has the focus keeps it. */
 export function takeIn(fragments, root = document) {
   for (const [name, html] of Object.entries(fragments)) {
     for (const place of root.querySelectorAll(`[data-live="${CSS.escape(name)}"]`)) {
       if (place.shownHtml === html) continue;
       const open = [...place.querySelectorAll("details[open]")].map((each) => each.querySelector("summary")?.textContent);
-      const focused = place.contains(document.activeElement) ? document.activeElement.id : "";
-      if (place.contains(document.activeElement) && !focused) continue;
+      const used = place.contains(document.activeElement) ? document.activeElement : null;
+      const scrolled = used?.scrollTop;
       place.innerHTML = html;
       place.shownHtml = html;
       for (const details of place.querySelectorAll("details")) {
         details.open = open.includes(details.querySelector("summary")?.textContent);
       }
-      if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+      const again = used && [...place.querySelectorAll(used.localName)].find((each) => mark(each) === mark(used));
+      if (!again) continue;
+      again.focus({ preventScroll: true });
+      again.scrollTop = scrolled;
     }
   }
 }
