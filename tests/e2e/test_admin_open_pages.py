@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 
 import pytest
 from playwright.sync_api import expect
 
-from db.models import Role
-from db.queries import users
+from db.models import MailingState, Role
+from db.queries import mailings, users
 from tests.browser import PEOPLE, AdminSite, Visitor
 from tests.factories import make_client, make_mailing, make_message
 
@@ -83,6 +84,35 @@ def test_what_has_the_focus_keeps_it_and_is_kept_up_to_date(
 
     expect(page.locator(shown)).to_have_text("2")
     expect(page.locator(used)).to_be_focused()
+
+
+def test_page_of_a_mailing_that_is_deleted_says_so(visit: Callable[..., Visitor], site: AdminSite) -> None:
+    with site.session() as session:
+        mailing = make_mailing(session, state=MailingState.DRAFT)
+    page = visit(site).log_in(Role.OPERATOR).page
+    page.goto(f"/mailings/{mailing.id}/")
+    with site.session() as session:
+        mailings.delete(session, mailing.id, datetime.now(UTC))
+    expect(page.locator("#trouble")).to_contain_text("This was deleted after the page had been opened.")
+
+
+def test_what_was_said_of_a_mailing_goes_when_its_state_changes(visit: Callable[..., Visitor], site: AdminSite) -> None:
+    with site.session() as session:
+        mailing = make_mailing(session)
+    page = visit(site).log_in(Role.OPERATOR).page
+    page.goto(f"/mailings/{mailing.id}/")
+    page.click("#do-pause")
+    said = page.locator(".notice.success")
+    expect(said).to_contain_text("The mailing is paused")
+    with page.expect_response("**/live"):
+        pass
+    expect(said).to_be_visible()
+
+    with site.session() as session:
+        mailings.control(session, mailing.id, "cancel", datetime.now(UTC))
+
+    expect(page.locator('[data-live="head"] .badge')).to_have_text("Cancelled")
+    expect(said).to_have_count(0)
 
 
 def log_out(site: AdminSite, role: Role) -> None:

@@ -47,6 +47,13 @@ export function tell(text) {
   place.className = text ? "notice warning" : "";
 }
 
+const stateOf = (region) => region.querySelector("[data-state]")?.dataset.state;
+
+/** Take away what was said on top when the page was opened: it was true of the state of that moment. */
+function forget() {
+  for (const notice of document.querySelectorAll("[data-said]")) notice.remove();
+}
+
 function keepLive(region) {
   const usual = Number(region.dataset.liveSeconds) || 5;
   let pause = usual;
@@ -59,7 +66,9 @@ function keepLive(region) {
     }
     try {
       const answer = await ask(region.dataset.liveUrl);
+      const before = stateOf(region);
       takeIn(answer.fragments, region);
+      if (stateOf(region) !== before) forget();
       tell("");
       pause = usual;
     } catch (error) {
@@ -67,7 +76,10 @@ function keepLive(region) {
         tell(document.body.dataset.ended);
         return;
       }
-      if (error.status === 404) return;
+      if (error.status === 404) {
+        tell(document.body.dataset.gone);
+        return;
+      }
       tell(document.body.dataset.lost);
       pause = Math.min(pause * 2, SLOWEST_SECONDS);
     }
