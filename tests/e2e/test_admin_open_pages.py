@@ -115,6 +115,17 @@ def test_what_was_said_of_a_mailing_goes_when_its_state_changes(visit: Callable[
     expect(said).to_have_count(0)
 
 
+def test_lists_are_filtered_by_keyboard(visit: Callable[..., Visitor], site: AdminSite) -> None:
+    page = visit(site).log_in(Role.VIEWER).page
+    page.goto("/mailings/")
+    page.focus("#state")
+    for chosen in ("draft", "scheduled"):
+        page.keyboard.press("ArrowDown")
+        page.wait_for_function(f"document.activeElement.value === '{chosen}' && document.readyState === 'complete'")
+    page.press(".filters button", "Enter")
+    page.wait_for_url("**/mailings/?state=scheduled&*")
+
+
 def log_out(site: AdminSite, role: Role) -> None:
     """End the sessions of whoever has this role, as another admin would."""
     with site.session() as session:

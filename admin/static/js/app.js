@@ -1,5 +1,4 @@
-// What every page does: the theme's switch, the browser's time zone, filters that apply themselves, forms that are
-// sent once.
+// What every page does: the theme's switch, the browser's time zone, forms that are sent once.
 import "./live.js";
 
 const YEAR = 365 * 24 * 3600;
@@ -40,12 +39,6 @@ document.addEventListener("keydown", (event) => {
     menu.querySelector("summary").focus();
   }
 });
-
-for (const form of document.querySelectorAll("form[data-autosubmit]")) {
-  form.addEventListener("change", (event) => {
-    if (event.target.matches("select")) form.requestSubmit();
-  });
-}
 
 // A second click on a button that is at work would do the work twice. After a while it may be one that means it.
 const AT_WORK_MS = 10_000;
