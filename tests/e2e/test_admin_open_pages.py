@@ -126,6 +126,16 @@ def test_lists_are_filtered_by_keyboard(visit: Callable[..., Visitor], site: Adm
     page.wait_for_url("**/mailings/?state=scheduled&*")
 
 
+def test_enter_in_the_field_for_a_test_sends_the_test(visit: Callable[..., Visitor], site: AdminSite) -> None:
+    page = visit(site).log_in(Role.OPERATOR).page
+    page.goto("/mailings/new/")
+    page.fill("#name", "Party")
+    page.fill("#text", "Come at 8!")
+    page.fill("#phone", "+79160000001")
+    page.press("#phone", "Enter")
+    expect(page.locator("main .notice")).to_contain_text("The test is on its way.")
+
+
 def log_out(site: AdminSite, role: Role) -> None:
     """End the sessions of whoever has this role, as another admin would."""
     with site.session() as session:

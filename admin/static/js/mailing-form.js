@@ -36,6 +36,12 @@ form.addEventListener("input", (event) => {
   clearTimeout(timer);
   timer = setTimeout(preview, PAUSE_MILLISECONDS);
 });
+// Enter presses the first button of a form, wherever in it one types.
+form.elements.phone.addEventListener("keydown", (event) => {
+  if (event.key !== "Enter") return;
+  event.preventDefault();
+  form.querySelector('button[value="test"]').click();
+});
 // Only by then has a browser that goes back put in again what had been typed.
 window.addEventListener("pageshow", () => {
   arrange();
