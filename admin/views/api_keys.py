@@ -7,6 +7,7 @@ from typing import Any
 
 from flask import request
 
+from admin import once
 from admin.database import session
 from admin.texts import gettext
 from admin.texts import lazy_gettext as _
@@ -36,6 +37,7 @@ class ApiKeys(Page):
         scope = request.form.get("scope", "")
         if not name or len(name) > NAME_LENGTH or scope not in set(Scope):
             return self._page(problem=gettext("Please say what the key is for."), name=name[:NAME_LENGTH]), 422
+        once.use_up()
         token = api_keys.new_token()
         api_keys.create(session(), name, Scope(scope), token)
         session.commit()

@@ -7,6 +7,7 @@ from typing import Any
 
 from flask import request
 
+from admin import once
 from admin.access import logged_in
 from admin.database import session
 from admin.refusals import explain
@@ -63,9 +64,12 @@ class Users(Page):
             )
         return go("users.index")
 
-    @expose("/<id:user_id>/password", methods=("POST",))
+    @expose("/<id:user_id>/password", methods=("GET", "POST"))
     def reset(self, user_id: int) -> Any:
-        """Give a new password, shown this once, and log the user out everywhere."""
+        """Ask, give a new password, shown this once, and log the user out everywhere."""
+        if request.method == "GET":
+            return self.render("user_password.html", user=users.get(session(), user_id))
+        once.use_up()
         password = passwords.generate()
         user = users.set_password(session(), user_id, password)
         session.commit()

@@ -47,6 +47,7 @@ PAGES = (
     "/api-keys/1/revoke",
     "/users/",
     "/users/1/",
+    "/users/1/password",
     "/audit/",
     "/system/",
     "/account/",
