@@ -74,6 +74,7 @@ def create_app(settings: Settings, threads: int = 8) -> Flask:
         upload_token=security.upload_token,
         once_token=once.token,
         person=access.person,
+        page_address=access.page_address,
     )
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     return app

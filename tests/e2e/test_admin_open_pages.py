@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Dialog, expect
 
 from db.models import MailingState, Role
 from db.queries import mailings, users
@@ -134,6 +134,42 @@ def test_enter_in_the_field_for_a_test_sends_the_test(visit: Callable[..., Visit
     page.fill("#phone", "+79160000001")
     page.press("#phone", "Enter")
     expect(page.locator("main .notice")).to_contain_text("The test is on its way.")
+
+
+@pytest.mark.parametrize("address", ["/mailings/new/", "/clients/new"])
+def test_who_leaves_a_form_that_was_typed_into_is_asked(
+    visit: Callable[..., Visitor], site: AdminSite, address: str
+) -> None:
+    page = visit(site).log_in(Role.OPERATOR).page
+    asked: list[str] = []
+
+    def stay(dialog: Dialog) -> None:
+        asked.append(dialog.type)
+        dialog.dismiss()
+
+    page.on("dialog", stay)
+    page.goto(address)
+    page.type("#other_tags", "vip")
+    with page.expect_event("dialog"):
+        page.click('.side button[value="ru"]')
+    expect(page.locator("#other_tags")).to_have_value("vip")
+
+    page.click("main .actions a")
+    page.wait_for_url(lambda url: not url.endswith("/new/") and not url.endswith("/new"))
+    assert asked == ["beforeunload"]
+
+
+def test_language_changes_on_the_page_of_a_form_that_was_refused(
+    visit: Callable[..., Visitor], site: AdminSite
+) -> None:
+    page = visit(site).log_in(Role.OPERATOR).page
+    page.goto("/mailings/new/")
+    page.fill("#name", "Party")
+    page.fill("#text", "{" + "n" * 65 + "}")
+    page.click("button.primary")
+    expect(page.locator("main .notice.error")).to_be_visible()
+    page.click('.side button[value="ru"]')
+    expect(page.locator("h1")).to_have_text("Новая рассылка")
 
 
 def log_out(site: AdminSite, role: Role) -> None:

@@ -26,6 +26,7 @@ document.addEventListener("click", async (event) => {
     await navigator.clipboard?.writeText(field.value);
     copying.querySelector("span").textContent = copying.dataset.done;
   }
+  if (event.target.closest("[data-discard]")) for (const form of document.forms) form.dataset.unsaved = "";
   // A menu that is open closes when something else is used.
   for (const menu of document.querySelectorAll("details.menu[open]")) {
     if (!menu.contains(event.target)) menu.open = false;
@@ -40,6 +41,16 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
+// Whoever would lose what was typed is asked. A form that was refused holds such things from the start.
+for (const form of document.querySelectorAll("form[data-unsaved]")) {
+  form.addEventListener("input", () => {
+    form.dataset.unsaved = "yes";
+  });
+}
+window.addEventListener("beforeunload", (event) => {
+  if (document.querySelector('form[data-unsaved="yes"]')) event.preventDefault();
+});
+
 // A second click on a button that is at work would do the work twice. After a while it may be one that means it.
 const AT_WORK_MS = 10_000;
 const sent = new WeakMap();
@@ -47,7 +58,10 @@ document.addEventListener("submit", (event) => {
   const form = event.target;
   if (event.defaultPrevented || form.method !== "post") return;
   if (performance.now() < (sent.get(form) ?? 0)) event.preventDefault();
-  else sent.set(form, performance.now() + AT_WORK_MS);
+  else {
+    sent.set(form, performance.now() + AT_WORK_MS);
+    form.dataset.unsaved = "";
+  }
 });
 // The page that the browser's back button shows is the one that was left.
 window.addEventListener("pageshow", (event) => {
