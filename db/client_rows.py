@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -85,15 +85,19 @@ class Layout:
     def __init__(self, columns: Sequence[str]) -> None:
         self._columns = columns
         names = [name.lower() for name in columns]
-        self._phone = names.index(PHONE_COLUMN)
-        self._code, self._tags, self._zone = (
-            names.index(name) if name in names else None for name in KNOWN_COLUMNS[1:]
-        )
         self._unnamed = [place for place, name in enumerate(names) if not name]
         self._attributes = [
             (place, columns[place]) for place, name in enumerate(names) if name and name not in KNOWN_COLUMNS
         ]
         self._check_attributes()
+        # In the order of the fields of `ImportedClient`.
+        self._readings: tuple[Callable[[Sequence[str]], Any], ...] = (
+            _of_column(names, PHONE_COLUMN, _read_phone),
+            _of_column(names, "operator_code", _read_code),
+            _of_column(names, "tags", _read_tags),
+            _of_column(names, "timezone", _read_zone),
+            self._read_attributes,
+        )
 
     def _check_attributes(self) -> None:
         if len(self._attributes) > rules.ATTRIBUTES:
@@ -112,32 +116,15 @@ class Layout:
             if cells[place].strip():
                 raise RowError(f"column {place + 1}: has a value but no name in the header")
         try:
-            return ImportedClient(
-                _read_phone(cells[self._phone]),
-                None if self._code is None else _read_code(cells[self._code]),
-                None if self._tags is None else _read_tags(cells[self._tags]),
-                None if self._zone is None else _read_zone(cells[self._zone]),
-                self._read_attributes(cells),
-            )
+            return ImportedClient(*[reading(cells) for reading in self._readings])
         except RowError:
             raise RowError("; ".join(self._mistakes(cells))) from None
 
     def _mistakes(self, cells: Sequence[str]) -> Iterator[str]:
         """What is wrong, cell by cell. Asked after the fact: rows without mistakes, which are most, are to be quick."""
-
-        def cell(place: int | None) -> str:
-            return "" if place is None else cells[place]
-
-        readings: tuple[Callable[[], object], ...] = (
-            lambda: _read_phone(cells[self._phone]),
-            lambda: _read_code(cell(self._code)),
-            lambda: _read_tags(cell(self._tags)),
-            lambda: _read_zone(cell(self._zone)),
-            lambda: self._read_attributes(cells),
-        )
-        for reading in readings:
+        for reading in self._readings:
             try:
-                reading()
+                reading(cells)
             except RowError as error:
                 yield str(error)
 
@@ -155,6 +142,14 @@ class Layout:
         if count < len(self._columns):
             return f"{self._columns[count] or f'column {count + 1}'}: missing, the row ends before this column"
         return f"column {count}: the row has {count} cells, but the header {len(self._columns)} columns"
+
+
+def _of_column(names: Sequence[str], name: str, read: Callable[[str], Any]) -> Callable[[Sequence[str]], Any]:
+    """How to read the cell of this column; None where there is none."""
+    if name not in names:
+        return lambda _cells: None
+    place = names.index(name)
+    return lambda cells: read(cells[place])
 
 
 def read_rows(layout: Layout, rows: Iterable[Row]) -> ReadRows:
