@@ -248,9 +248,10 @@ def reschedule_chunk(session: Session) -> bool:
 
 def reschedule_clients(session: Session, client_ids: Sequence[int]) -> None:
     """After these clients moved to another time zone, set the times of what waits for them anew."""
+    # A chunk that is being written may hold messages for them that nobody sees yet: the lock waits for its commit.
     concerned = sa.text(
         "SELECT *, now() AS at FROM mailing WHERE state IN ('running', 'paused') AND started_at IS NOT NULL"
-        " AND window_from IS NOT NULL AND deleted_at IS NULL ORDER BY id"
+        " AND window_from IS NOT NULL AND deleted_at IS NULL ORDER BY id FOR SHARE"
     )
     for mailing in session.execute(concerned).all():
         _reschedule(session, mailing, _OF_CLIENTS, {"client_ids": sorted(client_ids)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
@@ -16,6 +17,7 @@ from db.windows import Window
 from tests.factories import make_client, make_mailing, make_message
 from tests.integration.test_import_worker import import_file
 from tests.plans import rescan_subqueries
+from tools.processes import wait_until
 
 NOW = datetime.now(UTC)
 
@@ -263,7 +265,7 @@ def test_who_moves_to_another_time_zone_is_written_to_when_its_window_is_open_th
     session: Session, engine: sa.Engine, how: str
 ) -> None:
     now = datetime.now(UTC)
-    there = now.astimezone(ZoneInfo("Asia/Kathmandu")) - timedelta(hours=1)
+    there = now.astimezone(ZoneInfo("Asia/Kathmandu")).replace(second=0, microsecond=0) - timedelta(hours=1)
     window = {"window_from": there.time(), "window_to": (there + timedelta(hours=2)).time()}
     mover, other = make_client(session, timezone="UTC"), make_client(session, timezone="UTC")
     opening = (now + timedelta(hours=5)).replace(second=0, microsecond=0)
@@ -284,6 +286,27 @@ def test_who_moves_to_another_time_zone_is_written_to_when_its_window_is_open_th
     assert moved.next_attempt_at
     assert now <= moved.next_attempt_at <= datetime.now(UTC)
     assert [message.next_attempt_at for message in kept] == before
+
+
+def test_who_moves_while_the_messages_are_being_written_has_its_time_set_all_the_same(
+    session: Session, engine: sa.Engine
+) -> None:
+    now = datetime.now(UTC)
+    there = now.astimezone(ZoneInfo("Asia/Kathmandu")).replace(second=0, microsecond=0) - timedelta(hours=1)
+    window = {"window_from": there.time(), "window_to": (there + timedelta(hours=2)).time()}
+    mover, mailing = make_client(session, timezone="UTC"), make_mailing(session, **window)
+    with Session(engine) as dispatcher, Session(engine) as caller, ThreadPoolExecutor(1) as thread:
+        audience.materialise_chunk(dispatcher, mailing.id)
+        edit = thread.submit(clients.edit, caller, mover.id, {"timezone": "Asia/Kathmandu"}, now)
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as looking:
+            waits = sa.text("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
+            assert wait_until(lambda: edit.done() or bool(looking.scalar(waits)), 10)
+        dispatcher.commit()
+        edit.result(10)
+        caller.commit()
+    due_at = session.scalars(sa.select(Message.next_attempt_at)).one()
+    assert due_at
+    assert due_at <= datetime.now(UTC)
 
 
 @pytest.mark.parametrize(
