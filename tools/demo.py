@@ -200,7 +200,7 @@ def _show(api: Api, console: Console, mailing_id: int) -> None:
     table = Table()
     table.add_column("status")
     table.add_column(shown["mailing"]["name"], justify="right")
-    table.add_column(f"all {totals['mailings']:,} mailings", justify="right")
+    table.add_column(f"all mailings ({totals['mailings']:,})", justify="right")
     for status, count in shown["by_status"].items():
         table.add_row(status, f"{count:,}", f"{totals['by_status'][status]:,}")
     table.add_section()
