@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import SystemMaker
 from tests.system import Mailing, System, at_this_load
 
-AUDIENCE = 100_000
+AUDIENCE = 50_000  # what waits of it is settled in a second, also on a slow machine
 HALFWAY = 6_000
 # What people ask for takes effect within this time for everything that is not on the wire.
 EFFECT_SECONDS = 2.0
