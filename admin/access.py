@@ -12,7 +12,7 @@ from flask import Flask, abort, g, redirect, request, session, url_for
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.wrappers import Response
 
-from admin import database
+from admin import database, security
 from db.models import Role, UserAccount
 from db.queries import audit, users
 
@@ -75,6 +75,7 @@ def begin(account: UserAccount) -> None:
     session.update(kept)
     session.permanent = True
     session["began"] = session["seen"] = _now()
+    security.csrf_token()
     flask_login.login_user(Person(account))
 
 

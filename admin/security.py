@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from hashlib import sha256
 from itertools import chain
 
 from flask import Flask, Response, abort, current_app, request, session
@@ -30,7 +29,11 @@ class _Sessions(SecureCookieSessionInterface):
 
 
 def csrf_token() -> str:
-    """The token that forms of this session carry."""
+    """The token that forms of this session carry.
+
+    Made with the session: were it made by the first of two pages that are asked for at the same time, the answer to
+    the other, when it comes late, would take it out of the cookie again.
+    """
     if "csrf" not in session:
         session["csrf"] = secrets.token_urlsafe(24)
     return str(session["csrf"])
@@ -38,8 +41,12 @@ def csrf_token() -> str:
 
 def upload_token() -> str:
     """A token for addresses: derived, so that an address seen by others gives nothing else away."""
-    key = str(current_app.secret_key).encode()
-    return hmac.new(key, f"upload:{csrf_token()}".encode(), sha256).hexdigest()
+    return derived("upload", csrf_token()).hex()
+
+
+def derived(purpose: str, seed: str) -> bytes:
+    """256 bits that only this installation can make of the seed, always the same; others for another purpose."""
+    return hmac.digest(str(current_app.secret_key).encode(), f"{purpose}:{seed}".encode(), "sha256")
 
 
 def protect(app: Flask) -> None:

@@ -7,17 +7,19 @@ from typing import Any
 
 from flask import request
 
-from admin import once
 from admin.access import logged_in
 from admin.database import session
 from admin.refusals import explain
 from admin.texts import gettext
 from admin.texts import lazy_gettext as _
+from admin.versions import version_of
 from admin.views.base import Page, apply, expose, go
 from db import passwords
 from db.models import Role
 from db.queries import users
-from db.refusals import RefusedError
+from db.refusals import ConflictError, RefusedError
+
+_REPLACED = ("password_hash",)
 
 
 class Users(Page):
@@ -68,8 +70,11 @@ class Users(Page):
     def reset(self, user_id: int) -> Any:
         """Ask, give a new password, shown this once, and log the user out everywhere."""
         if request.method == "GET":
-            return self.render("user_password.html", user=users.get(session(), user_id))
-        once.use_up()
+            user = users.get(session(), user_id)
+            return self.render("user_password.html", user=user, version=version_of(user, _REPLACED))
+        # Shown in answer to its form, which a reload sends again: that must not make another one.
+        if request.form.get("version") != version_of(users.lock(session(), user_id), _REPLACED):
+            raise ConflictError(gettext("Nothing was done: the password was replaced after the page had been opened."))
         password = passwords.generate()
         user = users.set_password(session(), user_id, password)
         session.commit()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from base64 import urlsafe_b64encode
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
@@ -25,7 +26,12 @@ def digest_of(token: str) -> str:
 
 def new_token() -> str:
     """A key of 256 random bits."""
-    return f"mk_{secrets.token_urlsafe(32)}"
+    return token_of(secrets.token_bytes(32))
+
+
+def token_of(bits: bytes) -> str:
+    """How a key of these bits is written."""
+    return f"mk_{urlsafe_b64encode(bits).decode().rstrip('=')}"
 
 
 def create(session: Session, name: str, scope: Scope, token: str) -> bool:

@@ -89,7 +89,7 @@ def _add(session: Session, email: str, password: str, role: Role) -> UserAccount
 
 def change(session: Session, user_id: int, now: datetime, *, role: Role, is_disabled: bool) -> UserAccount:
     """Set role and access; whoever loses any of it is logged out. Raise ConflictError to keep the last admin."""
-    user = _locked(session, user_id)
+    user = lock(session, user_id)
     if user.role is role and (user.disabled_at is not None) == is_disabled:
         return user
     was = {"role": user.role, "disabled": user.disabled_at is not None}
@@ -106,7 +106,7 @@ def change(session: Session, user_id: int, now: datetime, *, role: Role, is_disa
 def set_password(session: Session, user_id: int, password: str) -> UserAccount:
     """Set a new password, and log the user out everywhere; raise InvalidError or MissingError."""
     check_password(password)
-    user = _locked(session, user_id)
+    user = lock(session, user_id)
     user.password_hash = passwords.digest(password)
     user.session_version += 1
     session.flush()
@@ -116,7 +116,7 @@ def set_password(session: Session, user_id: int, password: str) -> UserAccount:
 
 def log_out_everywhere(session: Session, user_id: int) -> UserAccount:
     """End every session of this user."""
-    user = _locked(session, user_id)
+    user = lock(session, user_id)
     user.session_version += 1
     session.flush()
     audit.record(session, "user.logout_everywhere", _subject(user))
@@ -187,7 +187,8 @@ def _subject(user: UserAccount) -> str:
     return f"user:{user.id}"
 
 
-def _locked(session: Session, user_id: int) -> UserAccount:
+def lock(session: Session, user_id: int) -> UserAccount:
+    """One user, whom nobody else changes until this transaction ends; raise MissingError."""
     # All admins, not just this one: two who demote each other at once must not both succeed.
     session.execute(
         sa.select(UserAccount.id).where(UserAccount.role == Role.ADMIN).order_by(UserAccount.id).with_for_update()

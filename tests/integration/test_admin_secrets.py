@@ -39,6 +39,25 @@ def test_reloading_the_page_of_a_new_key_makes_no_second_one(browser: FlaskClien
     assert session.scalars(sa.select(ApiKey.name)).all() == ["Shop"]
 
 
+def test_a_key_is_made_although_another_page_was_asked_for_meanwhile(browser: FlaskClient) -> None:
+    """The answer to the other comes last, and the cookie that it sets is of before the form."""
+    at_first = browser.get_cookie("mailings_admin")
+    form = {**form_with("name", browser.get("/api-keys/").get_data(as_text=True)), "name": "Shop", "scope": "full"}
+
+    assert at_first
+    browser.set_cookie("mailings_admin", at_first.value)
+    made = browser.post("/api-keys/", data=form)
+
+    assert secret_on(made.get_data(as_text=True))
+
+
+def test_a_key_is_made_of_nothing_but_what_the_page_offered(browser: FlaskClient, session: Session) -> None:
+    form = {**form_with("name", browser.get("/api-keys/").get_data(as_text=True)), "name": "Shop", "scope": "full"}
+
+    assert browser.post("/api-keys/", data={**form, "seed": ""}).status_code == 409
+    assert not session.scalars(sa.select(ApiKey.name)).all()
+
+
 def test_two_keys_can_be_made_one_after_the_other(browser: FlaskClient, session: Session) -> None:
     page = browser.get("/api-keys/").get_data(as_text=True)
     for name in ("Shop", "", "Warehouse"):
@@ -53,7 +72,7 @@ def test_a_password_is_replaced_once_and_after_a_question(browser: FlaskClient, 
     session.commit()
     assert f'href="/users/{user.id}/password"' in browser.get(f"/users/{user.id}/").get_data(as_text=True)
     question = browser.get(f"/users/{user.id}/password").get_data(as_text=True)
-    form = form_with("once", question)
+    form = form_with("version", question)
 
     made, again = (browser.post(f"/users/{user.id}/password", data=form) for _ in range(2))
 
