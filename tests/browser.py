@@ -112,7 +112,9 @@ class Visitor:
         self.page.goto("/login")
         self.page.fill("#email", PEOPLE[role])
         self.page.fill("#password", password)
-        self.page.click("button.primary")
+        # What comes next must not break off the log-in: a click does not wait for what it sets off.
+        with self.page.expect_response("**/login"):
+            self.page.click("button.primary")
         return self
 
     def status_of(self, path: str, **options: Any) -> int:
