@@ -408,6 +408,21 @@ def test_a_page_of_messages(
     check(plans, rows=rows, indexes=indexes, clients=50)
 
 
+def test_a_page_of_failed_messages_whatever_size_the_indexes_have(session: Session) -> None:
+    """What is rolled back makes them grow, by turns."""
+    mailing_id = session.scalars(sa.select(Mailing.id).where(Mailing.name == "big")).one()
+    for _ in range(12):
+        big = session.get_one(Mailing, mailing_id)
+        _troubled(session, big, 5_000)
+        take(session, big)
+        with plans_of(session) as plans:
+            found = messages.page(session, Filter(mailing_id=mailing_id, status=MessageStatus.FAILED), None, 50)
+        session.rollback()
+
+        assert len(found) == 50
+        check(plans, rows=OLD_MAILINGS * OLD_SIZE + 10_000, indexes={TROUBLE, PRIMARY}, clients=50)
+
+
 def test_reasons_of_failures(session: Session, big: Mailing) -> None:
     _troubled(session, big, 5_000)
     with plans_of(session) as plans:

@@ -13,7 +13,8 @@ async function preview() {
   place.setAttribute("aria-busy", "true");
   try {
     const answer = await ask(form.dataset.previewUrl, { method: "POST", body: fields });
-    if (number === asked) takeIn(answer.fragments, form); // An answer to an older question comes too late.
+    if (number !== asked) return; // An answer to an older question comes too late.
+    takeIn(answer.fragments, form);
     tell("");
   } catch (error) {
     // Without an answer the next change asks again; the form itself works without.
