@@ -69,13 +69,13 @@ recount:  ## Prove the counters of the running system against its messages
 
 # --- checking ----------------------------------------------------------------------------------------------------
 
-# Each process of pytest has servers of its own, begins with half of the tests and ends with what the other has left.
-SIDE_BY_SIDE := --numprocesses 2 --dist worksteal
+# Each process of pytest has servers of its own and takes one file after another, the small ones last.
+SIDE_BY_SIDE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: test
 test: lint types  ## Run the linter, the type checker and all tests
 	@$(MAKE) servers browser
-	$(PYTHON) -m pytest tests/unit tests/integration tests/faults tests/e2e -m "not faults" $(SIDE_BY_SIDE) $(ARGS)
+	$(PYTHON) -m pytest tests/unit tests/e2e tests/faults tests/integration -m "not faults" $(SIDE_BY_SIDE) $(ARGS)
 
 .PHONY: test-fast
 test-fast: venv  ## Run the tests that need no servers

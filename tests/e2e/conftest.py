@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from tests.browser import AdminSite, Visitor, open_browser
+
+expect.set_options(timeout=20_000)
 
 
 @pytest.fixture(scope="session")

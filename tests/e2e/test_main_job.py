@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.system import LATENCY, Servers, System
+from tests.system import LATENCY, Servers, System, at_this_load
+
+# With all that is started for the first of them.
+pytestmark = pytest.mark.timeout(300)
 
 # What people's files really look like: a BOM, semicolons, quotes, spellings of numbers, doubles, blanks and nonsense.
 PEOPLE = """\ufeffphone;operator_code;tags;timezone;name
@@ -131,7 +134,7 @@ def test_the_first_message_is_at_the_gateway_at_once(system: System) -> None:
     system.add_clients(3, "936")
     seconds = [seconds_to_first_message(system, "936") for _ in range(3)]
     # Half a second is the promise on an idle machine; the best of three says whether anything polls or sleeps.
-    assert min(seconds) < 1.0
+    assert min(seconds) < at_this_load(1.0)
 
 
 def test_a_start_in_the_future_needs_nobody(system: System) -> None:
@@ -142,7 +145,7 @@ def test_a_start_in_the_future_needs_nobody(system: System) -> None:
     assert made["state"] == "scheduled"
     system.simulator.wait_for(lambda seen: seen["requests"] > before, 20)
     late = system.simulator.arrivals()[before] - starts_at.timestamp()
-    assert 0 <= late < 2.0
+    assert 0 <= late < at_this_load(2.0)
     wait_until_done(system, made["id"])
 
 

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.system import FIGURES
+
+# For those that `make test` runs, too: a whole system is started, and waits for itself for up to three minutes.
+TIMEOUT_SECONDS = 300
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests of this folder the time that they may need."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and not any(map(item.get_closest_marker, ("faults", "timeout"))):
+            item.add_marker(pytest.mark.timeout(TIMEOUT_SECONDS))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

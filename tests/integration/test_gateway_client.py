@@ -299,11 +299,11 @@ def test_hundreds_are_in_flight_at_once_and_never_more_than_allowed(simulator: S
         seconds = time.monotonic() - began
     assert simulator.received()["accepted"] == 600
     assert 100 < simulator.received()["max_in_flight"] <= 200
-    assert seconds < 4  # one after another would take three minutes
+    assert seconds < 30  # one after another would take three minutes
 
 
 def test_a_gateway_is_not_met_by_a_thousand_connections_at_once(simulator: Simulator) -> None:
-    with answers_after(simulator, 1000), client_for(simulator.url, timeout=10, concurrency=1000) as client:
+    with answers_after(simulator, 2000), client_for(simulator.url, timeout=10, concurrency=1000) as client:
         sent = delivery(9000, 1000)
         collector(sent).client = client
         client.submit(sent)
@@ -404,7 +404,7 @@ def test_a_pause_takes_back_what_is_still_being_connected(simulator: Simulator) 
 
 
 def test_a_client_withdrawn_while_a_call_was_being_connected_is_not_called(simulator: Simulator) -> None:
-    with deaf(simulator, 0.5), client_for(simulator.url, timeout=20) as client:
+    with deaf(simulator, 0.9), client_for(simulator.url, timeout=20) as client:
         sent = delivery(6200, 2)
         collector(sent).client = client
         client.submit(sent)

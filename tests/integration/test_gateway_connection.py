@@ -222,16 +222,16 @@ def test_answers_that_came_while_the_process_stood_still_are_read_all(
     """By itself epoll tells of 1,023 connections at a time."""
     _allow_many_connections()
     count = 1100
-    simulator.control({"kind": "latency", "milliseconds": 1500})
+    simulator.control({"kind": "latency", "milliseconds": 3000})
     try:
-        with client_for(simulator.url, timeout=4.0, concurrency=2000) as client:
+        with client_for(simulator.url, timeout=6.0, concurrency=2000) as client:
             client._limit.value = 2000.0
             wait, stood_still = client._exchanges.wait, threading.Event()
 
             def stand_still(seconds: float) -> list[exchanges.Ended]:
                 if not stood_still.is_set() and len(client._exchanges) == count and not client._exchanges._connecting:
                     stood_still.set()
-                    time.sleep(4.5)
+                    time.sleep(6.5)
                 return wait(seconds)
 
             monkeypatch.setattr(client._exchanges, "wait", stand_still)

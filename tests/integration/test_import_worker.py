@@ -402,7 +402,7 @@ def test_interrupted_by_the_database_the_job_is_soon_handed_out_again(engine: sa
     import_id = upload(engine, numbered(100))
     with engine.connect() as other, other.begin():
         other.execute(sa.text("LOCK TABLE client IN ACCESS EXCLUSIVE MODE"))
-        hasty = make_engine(engine.url.render_as_string(hide_password=False), "import", statement_timeout_seconds=0.2)
+        hasty = make_engine(engine.url.render_as_string(hide_password=False), "import", statement_timeout_seconds=1.0)
         run_import(hasty, import_id, "worker")
         hasty.dispose()
 

@@ -13,7 +13,7 @@ import pytest
 from common import serving
 from common.serving import ClientSocket
 
-STALL_SECONDS = 0.2
+STALL_SECONDS = 0.6
 LARGE = b"x" * 4_000_000
 
 
