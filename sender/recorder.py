@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TypeVar
 
@@ -139,15 +139,10 @@ class Recorder:
             for delivery, count in results.items()
             if delivery.recorded + count == delivery.size and delivery not in self._damaged
         ]
-        sent, outcomes, tallies = self._sort(group)
-
-        def work(session: Session) -> None:
-            batches.record(session, outcomes, sent)
-            gateway.add_tallies(session, tallies)
-            batches.finish(session, [delivery.batch_id for delivery in finished])
-
+        found = self._sort(group)
+        finished_ids = [delivery.batch_id for delivery in finished]
         try:
-            until_committed(self._sessions, work, self._giving_up)
+            until_committed(self._sessions, lambda session: _record(session, *found, finished_ids), self._giving_up)
         except (GivenUpError, SQLAlchemyError) as error:
             if results.total() > 1 and not isinstance(error, GivenUpError):
                 for half in _halves(group):
@@ -191,6 +186,19 @@ class Recorder:
                 outcomes.append((delivery.batch_id, _outcome(delivery, result, now)))
         tallies = {mailing_id: tally for mailing_id, tally in tallies.items() if any(tally.timings)}
         return sent, outcomes, tallies
+
+
+def _record(
+    session: Session,
+    sent: Sequence[tuple[int, int]],
+    outcomes: Sequence[tuple[int, Outcome]],
+    tallies: Mapping[int, gateway.Tally],
+    finished: Sequence[int],
+) -> None:
+    # Nothing is recorded any more when all this was committed before, and only the answer was lost.
+    if batches.record(session, outcomes, sent):
+        gateway.add_tallies(session, tallies)
+    batches.finish(session, finished)
 
 
 def _halves(group: _Group) -> tuple[_Group, _Group]:

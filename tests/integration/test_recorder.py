@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg2
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
-from db.models import Batch, Mailing, Message, MessageStatus
+from db.models import Batch, GatewayTally, Mailing, Message, MessageStatus
 from db.queries import batches
 from sender.answers import Answer, judge
 from sender.clock import DatabaseClock
@@ -87,6 +89,31 @@ def test_a_result_that_cannot_be_written_takes_no_other_with_it(session: Session
     assert set(statuses.values()) == {FAILED}
     # The sweep of lost leases finds the one that was lost.
     assert session.scalars(sa.select(Batch.id)).all() == [bad.id]
+
+
+def test_answers_are_counted_once_when_that_of_the_commit_was_lost(
+    session: Session, engine: Engine, recorder: Recorder
+) -> None:
+    lost: list[Session] = []
+
+    @sa.event.listens_for(Session, "after_commit")
+    def lose_the_answer(committed: Session) -> None:
+        if committed.get_bind() is engine and committed is not session and not lost:
+            lost.append(committed)
+            raise OperationalError("COMMIT", {}, psycopg2.OperationalError("server closed the connection"))
+
+    try:
+        delivery, batch = deliver(session, recorder, 3)
+        answer = Answer(5, http_status=200, body=b'{"code": 0}')
+        recorder.put(delivery, [Called(recipient, answer, judge(answer)) for recipient in batch.recipients])
+        recorder.start()
+        assert delivery.done.wait(10)
+    finally:
+        sa.event.remove(Session, "after_commit", lose_the_answer)
+
+    assert lost
+    assert set(session.scalars(sa.select(Message.status))) == {MessageStatus.SENT}
+    assert session.scalars(sa.select(GatewayTally.answered)).all() == [3]
 
 
 def test_an_end_that_was_moved_later_goes_for_calls_in_flight(session: Session, recorder: Recorder) -> None:
