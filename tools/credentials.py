@@ -30,7 +30,7 @@ def ensure(directory: Path, name: str, given: Mapping[str, str], *, mode: int = 
     """Return what was given for this name, else what is kept, else a new secret; keep it for the next time."""
     path = path_of(directory, name)
     kept = path.read_text() if path.exists() else ""
-    value = given.get(name) or kept or secrets.token_urlsafe(24)
+    value = given.get(name) or kept or secrets.token_hex(24)
     if value != kept:
         keep(path, value, mode)
     return value
