@@ -15,7 +15,7 @@ from flask_admin.theme import Bootstrap4Theme
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import IntegerConverter
 
-from admin import access, charts, errors, health, labels, locale, refusals, security
+from admin import access, charts, errors, health, labels, locale, once, refusals, security
 from admin.database import database, engine_options
 from admin.views import all_views, dashboard, login
 from common.settings import Settings
@@ -72,6 +72,7 @@ def create_app(settings: Settings, threads: int = 8) -> Flask:
     app.jinja_env.globals.update(
         csrf_token=security.csrf_token,
         upload_token=security.upload_token,
+        once_token=once.new_token,
         person=access.person,
         page_address=access.page_address,
     )

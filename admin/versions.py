@@ -21,13 +21,18 @@ def version_of(row: Any, columns: Sequence[str]) -> str:
     return sha256(orjson.dumps(stored, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
+def is_stale(row: Any, columns: Sequence[str]) -> bool:
+    """Whether the form was filled from other values than those of the row, which should be locked."""
+    return request.form.get(FIELD) != version_of(row, columns)
+
+
 def refuse_stale(row: Any, columns: Sequence[str], values: Mapping[str, Any]) -> None:
-    """Raise ConflictError when the form was filled from other values than those of the row, which should be locked.
+    """Raise ConflictError when the form is stale (`is_stale`).
 
     A form that would change nothing is never refused: it may be the second click on its button.
     """
     would_change = any(getattr(row, name) != value for name, value in values.items())
-    if would_change and request.form.get(FIELD) != version_of(row, columns):
+    if would_change and is_stale(row, columns):
         reason = gettext(
             "This was changed after the page had been opened, maybe by somebody else. Nothing was saved; what you typed"
             " is still here."

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
-from secrets import token_urlsafe
 from typing import Any
 
 from flask import request
 
+from admin import once
 from admin.database import session
 from admin.security import derived
 from admin.texts import gettext
@@ -16,10 +15,7 @@ from admin.texts import lazy_gettext as _
 from admin.views.base import Page, apply, expose, go, notify
 from db.models import Role, Scope
 from db.queries import api_keys
-from db.refusals import ConflictError
 from db.rules import NAME_LENGTH
-
-_SEED = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
 class ApiKeys(Page):
@@ -42,12 +38,14 @@ class ApiKeys(Page):
         scope = request.form.get("scope", "")
         if not name or len(name) > NAME_LENGTH or scope not in set(Scope):
             return self._page(problem=gettext("Please say what the key is for."), name=name[:NAME_LENGTH]), 422
-        token = _token_of(request.form.get("seed", ""))
-        if token is None or not api_keys.create(session(), name, Scope(scope), token):
-            reason = gettext("Nothing was done: this form had been sent before. To do it again, open the page anew.")
-            raise ConflictError(reason)
+        # Made of the form itself: the key is shown in answer to it, and a reload sends it again.
+        form_token = once.given_token()
+        key = api_keys.token_of(derived("api key", form_token)) if form_token else None
+        if key is None or not api_keys.create(session(), name, Scope(scope), key):
+            notify(gettext("Nothing was done: this form had been sent before."), "error")
+            return self._page(), 409
         session.commit()
-        return self._page(token=token, token_name=name)
+        return self._page(token=key, token_name=name)
 
     @expose("/<id:key_id>/revoke", methods=("GET", "POST"))
     def revoke(self, key_id: int) -> Any:
@@ -62,15 +60,4 @@ class ApiKeys(Page):
         return go("api_keys.index")
 
     def _page(self, **more: Any) -> str:
-        keys = api_keys.everyone(session())
-        return str(self.render("api_keys.html", keys=keys, scopes=Scope, seed=token_urlsafe(32), **more))
-
-
-def _token_of(seed: str) -> str | None:
-    """The key that a form makes, by what is hidden in it: shown in answer to the form, it may not be made twice.
-
-    Nothing about it can be put by in the session, a cookie that answers coming late would set back.
-    """
-    if not _SEED.fullmatch(seed):
-        return None
-    return api_keys.token_of(derived("api key", seed))
+        return str(self.render("api_keys.html", keys=api_keys.everyone(session()), scopes=Scope, **more))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import uuid
 from datetime import UTC, datetime
 from typing import Any
 
 from flask import Response, current_app, request
 
-from admin import mailing_values
+from admin import mailing_values, once
 from admin.access import requires
 from admin.database import session
 from admin.mailing_values import Form
@@ -27,7 +25,6 @@ LIVE_PATIENCE_SECONDS = 0.2
 LAST_LOOK_PATIENCE_SECONDS = 5.0
 READINGS_SHOWN = 5
 TAGS_OFFERED = 40
-_ONCE = re.compile(r"[0-9a-f]{32}")
 
 
 class MailingForm(Page):
@@ -100,8 +97,7 @@ class MailingForm(Page):
         found = previews.preview(
             session(), form.values["text"], form.operator_codes, form.tags, 1, LAST_LOOK_PATIENCE_SECONDS
         )
-        once = uuid.uuid4().hex
-        return self.render("last_look.html", form=form.fields, values=form.values, preview=found, now=now, once=once)
+        return self.render("last_look.html", form=form.fields, values=form.values, preview=found, now=now)
 
     def _test(self, form: Form, now: datetime, mailing: Mailing | None = None) -> Any:
         """Send the text, filled in for the first of the recipients, to one number."""
@@ -158,8 +154,8 @@ def _became(state: MailingState, starts_at: datetime, now: datetime) -> str:
 
 def _key_of_last_look(step: str) -> str | None:
     """The same for every click on one page's button: a second one, or one after going back, must not send again."""
-    once = request.form.get("once", "")
-    return f"last look {once}" if step == "confirm" and _ONCE.fullmatch(once) else None
+    token = once.given_token()
+    return f"last look {token}" if step == "confirm" and token is not None else None
 
 
 def _preview_part(form: Form) -> str:

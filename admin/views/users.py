@@ -12,12 +12,12 @@ from admin.database import session
 from admin.refusals import explain
 from admin.texts import gettext
 from admin.texts import lazy_gettext as _
-from admin.versions import version_of
-from admin.views.base import Page, apply, expose, go
+from admin.versions import is_stale, version_of
+from admin.views.base import Page, apply, expose, go, notify
 from db import passwords
 from db.models import Role
 from db.queries import users
-from db.refusals import ConflictError, RefusedError
+from db.refusals import RefusedError
 
 _REPLACED = ("password_hash",)
 
@@ -73,8 +73,10 @@ class Users(Page):
             user = users.get(session(), user_id)
             return self.render("user_password.html", user=user, version=version_of(user, _REPLACED))
         # Shown in answer to its form, which a reload sends again: that must not make another one.
-        if request.form.get("version") != version_of(users.lock(session(), user_id), _REPLACED):
-            raise ConflictError(gettext("Nothing was done: the password was replaced after the page had been opened."))
+        if is_stale(users.lock(session(), user_id), _REPLACED):
+            session.rollback()
+            notify(gettext("Nothing was done: the password was replaced after the page had been opened."), "error")
+            return self._page(), 409
         password = passwords.generate()
         user = users.set_password(session(), user_id, password)
         session.commit()

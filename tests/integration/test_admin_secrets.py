@@ -54,7 +54,7 @@ def test_a_key_is_made_although_another_page_was_asked_for_meanwhile(browser: Fl
 def test_a_key_is_made_of_nothing_but_what_the_page_offered(browser: FlaskClient, session: Session) -> None:
     form = {**form_with("name", browser.get("/api-keys/").get_data(as_text=True)), "name": "Shop", "scope": "full"}
 
-    assert browser.post("/api-keys/", data={**form, "seed": ""}).status_code == 409
+    assert browser.post("/api-keys/", data={**form, "once": ""}).status_code == 409
     assert not session.scalars(sa.select(ApiKey.name)).all()
 
 

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from db.models import Client, ImportChunk, ImportJob
 from db.queries import imports
 from sender.imports import run_import
 from tests.integration.conftest import FULL_KEY, Api, listening
+from tests.system import at_this_load
 from tools.processes import free_port, wait_until
 
 GOOD = "phone,name\n+79161234567,Anna\n+79161234568,Boris\n"
@@ -301,6 +303,7 @@ def test_two_gigabytes_are_refused_at_once(server: tuple[str, int]) -> None:
         f"POST /api/v1/client/import/ HTTP/1.1\r\nHost: {server[0]}\r\nAuthorization: Bearer {FULL_KEY}\r\n"
         f"Content-Type: text/csv\r\nContent-Length: {2**31}\r\n\r\nphone\n"
     )
+    began = time.monotonic()
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(head.encode())
         answer = b""
@@ -309,6 +312,7 @@ def test_two_gigabytes_are_refused_at_once(server: tuple[str, int]) -> None:
 
     assert answer.startswith(b"HTTP/1.1 413")
     assert b"larger than 512 MB" in answer
+    assert time.monotonic() - began < at_this_load(2)
 
 
 def test_body_of_unknown_length_is_stored_in_bounded_memory(server: tuple[str, int], api_session: Session) -> None:
