@@ -9,7 +9,7 @@ from functools import partial
 
 from bench.figures import Figure
 from bench.machinery import Bench, Database
-from db.queries import audience, batches
+from db.queries import audience, batches, outcomes
 
 SECTION = "partitions"
 TITLE = "A partitioned message table"
@@ -109,7 +109,7 @@ def _send(database: Database, mailing_id: int) -> dict[str, float]:
         batch = under_way.popleft()
         began = time.perf_counter()
         with database.session() as session:
-            batches.record(session, [], [(batch.id, recipient.message_id) for recipient in batch.recipients])
+            outcomes.record(session, [], [(batch.id, recipient.message_id) for recipient in batch.recipients])
             batches.finish(session, [batch.id])
         spent["recorded"] += time.perf_counter() - began
     return spent

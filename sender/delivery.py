@@ -11,7 +11,8 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
-from db.queries.batches import Outcome, Recipient, Standing, TakenBatch
+from db.queries.batches import Recipient, Standing, TakenBatch
+from db.queries.outcomes import Outcome
 from db.windows import Window, is_open
 from sender.answers import Answer, Judgement
 from sender.clock import DatabaseClock

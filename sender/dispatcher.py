@@ -10,8 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -24,14 +23,14 @@ from sqlalchemy.orm import Session, sessionmaker
 from common.settings import Settings
 from common.stopping import stop_signal
 from db.engine import cause_name, make_engine
-from db.models import GatewayState, MessageStatus
-from db.queries import audience, batches, gateway, imports, notifications, processes, statistics
+from db.models import GatewayState
+from db.queries import audience, batches, gateway, imports, notifications, processes
 from sender import breaker
 from sender.actors import SEND_BATCHES
 from sender.broker import BATCHES_QUEUE, IMPORTS_QUEUE, SafeRabbitmqBroker, connect, publish
+from sender.gateway_watch import GatewayWatch
 from sender.imports import ACTOR as IMPORT_CLIENTS
 from sender.places import in_turn, places, share_of_place
-from sender.retry import CAP_SECONDS
 from sender.worker import IDLE_TRANSACTION_SECONDS, process_name
 
 log = structlog.get_logger(__name__)
@@ -43,7 +42,6 @@ LEAD_RENEWAL_SECONDS = 0.5
 POLL_SECONDS = 0.5
 # Rounds of releasing begin no more often: under load each then releases several batches, for the same look around.
 RELEASE_SECONDS = 0.05
-BREAKER_SECONDS = 0.1
 # After the database or this dispatcher was away, workers get this long to record what they hold before the sweep.
 SWEEP_GRACE_SECONDS = 5.0
 TIDY_SECONDS = 10.0
@@ -56,7 +54,7 @@ class Dispatcher:
         self._engine = engine
         self._sessions = sessionmaker(engine, expire_on_commit=False)
         self._broker = broker
-        self._rate_limit = rate_limit
+        self._gateway = GatewayWatch(self._sessions, rate_limit)
         self._name = process_name("dispatcher")
         self._stopping = threading.Event()
         self._leading = threading.Event()
@@ -65,10 +63,6 @@ class Dispatcher:
         self._imports_wanted = threading.Event()
         self._sweep_from = 0.0
         self._next_tidy = 0.0
-        self._next_breaker = 0.0
-        self._suspicion = breaker.Suspicion()
-        self._gateway = GatewayState.CLOSED
-        self._pace: float | None = None
         self._last_served: dict[int, int] = {}  # mailing id: the number of the turn in which it got its last batch
         self._turn = 0
         self._was_idle = True  # no batch was under way in the last round of releasing
@@ -178,12 +172,12 @@ class Dispatcher:
 
     def release_round(self) -> None:
         """Release what is due and there is room for."""
-        self._watch_gateway()
-        if self._gateway is not GatewayState.CLOSED:
+        self._gateway.look()
+        if self._gateway.state is not GatewayState.CLOSED:
             self._probe()
             return
         with self._sessions.begin() as session:
-            room, size = places(processes.capacity(session), self._rate())
+            room, size = places(processes.capacity(session), self._gateway.rate)
             under_way = batches.under_way(session)
             held: defaultdict[int, float] = defaultdict(float)
             for earlier in under_way:
@@ -203,9 +197,6 @@ class Dispatcher:
             if sum(batch.messages for batch in released) < size:
                 due.difference_update(mailing_ids)  # Nothing more of theirs is due.
         self._was_idle = not held
-
-    def _rate(self) -> float | None:
-        return min((rate for rate in (self._rate_limit, self._pace) if rate), default=None)
 
     def _release(
         self, mailing_ids: Sequence[int], size: int, *, is_probe: bool = False
@@ -240,89 +231,18 @@ class Dispatcher:
             return False
         return True
 
-    # The gateway --------------------------------------------------------------------------------------------------
-
-    def _watch_gateway(self) -> None:
-        if time.monotonic() < self._next_breaker:
-            return
-        self._next_breaker = time.monotonic() + BREAKER_SECONDS
-        with self._sessions.begin() as session:
-            row = gateway.read(session)
-            self._pace = row.pace
-            self._gateway = self._move_breaker(session, row)
-            self._move_pace(session, row)
-
-    def _move_breaker(self, session: Session, row: gateway.GatewayRow) -> GatewayState:
-        if row.state is not GatewayState.CLOSED:
-            return self._heed_probes(session, row)
-        lately = gateway.recent(session, breaker.WINDOWS_SECONDS[-1], row.changed_at)
-        if any(tally.blocked for tally in lately.values()):
-            return self._set_gateway(session, GatewayState.BLOCKED, breaker.reason_of(lately))
-        if not any(tally.troubled for tally in lately.values()):
-            self._suspicion.forget()
-        elif self._is_failing(session, row) or self._is_away(session, row, lately):
-            return self._set_gateway(session, GatewayState.OPEN, breaker.reason_of(lately))
-        return row.state
-
-    def _is_failing(self, session: Session, row: gateway.GatewayRow) -> bool:
-        windows = [gateway.recent(session, seconds, row.changed_at) for seconds in breaker.WINDOWS_SECONDS]
-        under_way = {batch.mailing_id for batch in batches.under_way(session)} | set(audience.due(session))
-        return self._suspicion.is_sure(windows, under_way, time.monotonic())
-
-    def _is_away(self, session: Session, row: gateway.GatewayRow, lately: Mapping[int, gateway.Tally]) -> bool:
-        if not breaker.are_few(lately):
-            return False
-        in_a_row = gateway.failed_in_a_row(session, breaker.AWAY_REASONS, row.changed_at)
-        return breaker.is_away(in_a_row, on_the_wire=statistics.totals(session)[MessageStatus.SENDING])
-
-    def _heed_probes(self, session: Session, row: gateway.GatewayRow) -> GatewayState:
-        """Close by what probes heard. Before the first, only calls from before the trouble are still answered."""
-        first_probe_at = row.changed_at + timedelta(seconds=breaker.probe_seconds(row.state) or 0.0)
-        lately = gateway.recent(session, breaker.WINDOWS_SECONDS[-1], first_probe_at)
-        if any(tally.answered or tally.slowed for tally in lately.values()):
-            return self._set_gateway(session, GatewayState.CLOSED, None)
-        if row.state is GatewayState.OPEN and any(tally.blocked for tally in lately.values()):
-            return self._set_gateway(session, GatewayState.BLOCKED, breaker.reason_of(lately))
-        return row.state
-
-    def _set_gateway(self, session: Session, state: GatewayState, reason: str | None) -> GatewayState:
-        self._suspicion.forget()
-        gateway.set_state(session, state, reason, breaker.probe_seconds(state))
-        level = log.info if state is GatewayState.CLOSED else log.error
-        level("gateway_state", state=state.value, reason=reason)
-        return state
-
-    def _move_pace(self, session: Session, row: gateway.GatewayRow) -> None:
-        """Lower the pace when the gateway complained since it was last set, raise it after a second without."""
-        since = (row.now - row.paced_at).total_seconds()
-        if since < 1.0:
-            return
-        lately = gateway.recent(session, min(since, 2.0), row.paced_at).values()
-        if any(tally.slowed for tally in lately):
-            calls = sum(tally.answered + tally.troubled + tally.slowed for tally in lately)
-            pace = breaker.lowered_pace(row.pace or self._rate_limit, calls / min(since, 2.0))
-            gateway.set_pace(session, pace)
-            log.warning("gateway_slows", pace=round(pace, 1))
-        elif row.pace is not None:
-            gateway.set_pace(session, breaker.raised_pace(row.pace, self._rate_limit))
-
     def _probe(self) -> None:
         """Release a single message to find out whether the gateway is back."""
-        interval = breaker.probe_seconds(self._gateway)
+        interval = breaker.probe_seconds(self._gateway.state)
         due = self._commit(audience.due)
         if not due:
-            self._commit(self._forget_trouble)
+            self._commit(self._gateway.forget_trouble)
             return
         if interval is None or not self._commit(partial(gateway.claim_probe, interval_seconds=interval)):
             return
         lately = self._commit(partial(gateway.recent, seconds=breaker.WINDOWS_SECONDS[-1]))
         mailing_id = breaker.mailing_to_probe(due, lately, self._last_served)
         self._release([mailing_id], 1, is_probe=True)
-
-    def _forget_trouble(self, session: Session) -> None:
-        """Close where nothing is left to ask with for longer than any message backs off: nobody knows any more."""
-        if not audience.due(session, within_seconds=CAP_SECONDS) and not batches.under_way(session):
-            self._gateway = self._set_gateway(session, GatewayState.CLOSED, None)
 
     # Housekeeping -------------------------------------------------------------------------------------------------
 

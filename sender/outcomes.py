@@ -6,8 +6,9 @@ import dataclasses
 from datetime import datetime, timedelta
 
 from db.models import MessageStatus
-from db.queries.batches import Outcome, Recipient
+from db.queries.batches import Recipient
 from db.queries.gateway import Tally
+from db.queries.outcomes import Outcome
 from db.windows import Window, next_opening
 from sender.answers import Answer, Judgement, Verdict
 from sender.retry import backoff_seconds, deferral_seconds

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from db.engine import cause_name, is_passing
 from db.queries import batches, gateway
-from db.queries.batches import Outcome
+from db.queries.outcomes import Outcome, record
 from sender.clock import DatabaseClock
 from sender.delivery import Called, Delivery, Result, Settled, Skip
 from sender.outcomes import add_to_tally, after_answer, is_sent_at_once, outside_window, taken_back
@@ -196,7 +196,7 @@ def _record(
     finished: Sequence[int],
 ) -> None:
     # Nothing is recorded any more when all this was committed before, and only the answer was lost.
-    if batches.record(session, outcomes, sent):
+    if record(session, outcomes, sent):
         gateway.add_tallies(session, tallies)
     batches.finish(session, finished)
 

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from db import rules
 from db.queries import batches
+from db.queries.statements import rowcount
 from db.windows import Window, next_opening
 
 CHUNK = 20_000
@@ -287,7 +288,7 @@ _SETTLE = sa.text("""
 
 def settle_chunk(session: Session, mailing_id: int) -> int:
     """Expire or cancel a chunk of the waiting messages of a mailing that has ended; their count."""
-    return _rowcount(session.execute(_SETTLE, {"mailing_id": mailing_id, "chunk": CHUNK}))
+    return rowcount(session.execute(_SETTLE, {"mailing_id": mailing_id, "chunk": CHUNK}))
 
 
 def complete(session: Session) -> list[int]:
@@ -371,7 +372,3 @@ def merge_flow(session: Session) -> None:
     )
     for minute in crowded.all():
         session.execute(_MERGE_FLOW, {"minute": minute})
-
-
-def _rowcount(result: Any) -> int:
-    return int(result.rowcount)

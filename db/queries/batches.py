@@ -1,4 +1,4 @@
-"""Batches of released messages: release, take, record, give back, sweep.
+"""Batches of released messages: release, take, give back, sweep. What became of the messages: `queries.outcomes`.
 
 All times here are the database's (`now()`): machines with different clocks must agree on leases.
 Every change of a message is guarded by the batch it is in, so a late or doubled worker cannot overwrite a newer state.
@@ -17,6 +17,8 @@ from sqlalchemy.orm import Session
 from db import placeholders
 from db.models import MessageStatus
 from db.queries.notifications import notify_work
+from db.queries.outcomes import Outcome, apply_receipts, write_history
+from db.queries.statements import as_array, rowcount
 from db.windows import Window
 
 # A batch that no worker takes in this time was lost on the way (RabbitMQ wiped, message dropped).
@@ -63,22 +65,6 @@ class TakenBatch:
     standing: Standing
     is_probe: bool
     recipients: list[Recipient]
-
-
-class Outcome(NamedTuple):
-    """What became of one message of a batch. `history` asks for a row in the message's history."""
-
-    message_id: int
-    status: MessageStatus
-    counted: bool = False  # as an attempt
-    due_at: datetime | None = None  # exactly when the status is pending
-    error: str | None = None
-    outcome: str | None = None  # of the history row; None = no row
-    reason: str | None = None
-    http_status: int | None = None
-    milliseconds: int | None = None
-    at: datetime | None = None
-    keeps_error: bool = False  # the message was not called for: the error of an earlier call stays
 
 
 class UnderWay(NamedTuple):
@@ -139,7 +125,7 @@ def release(session: Session, mailing_ids: Sequence[int], size: int, *, is_probe
     """
     rows = session.execute(
         _RELEASE,
-        {"mailing_ids": _array(mailing_ids), "size": size, "lease": UNTAKEN_LEASE_SECONDS, "is_probe": is_probe},
+        {"mailing_ids": as_array(mailing_ids), "size": size, "lease": UNTAKEN_LEASE_SECONDS, "is_probe": is_probe},
     )
     return [Released._make(row) for row in rows]
 
@@ -172,15 +158,20 @@ def take(session: Session, batch_ids: Sequence[int], worker_id: str, again: Iter
 
     Those to have `again` may be this worker's already: it was not told whether it had them.
     """
-    values = {"ids": _array(batch_ids), "worker_id": worker_id, "again": _array(again), "lease": TAKEN_LEASE_SECONDS}
+    values = {
+        "ids": as_array(batch_ids),
+        "worker_id": worker_id,
+        "again": as_array(again),
+        "lease": TAKEN_LEASE_SECONDS,
+    }
     rows = session.execute(_TAKE, values).all()
     if not rows:
         return []
     found = session.execute(
         _RECIPIENTS,
         {
-            "ids": _array(message_id for row in rows for message_id in row.message_ids),
-            "batch_ids": _array(row.id for row in rows),
+            "ids": as_array(message_id for row in rows for message_id in row.message_ids),
+            "batch_ids": as_array(row.id for row in rows),
             "with_attributes": any(placeholders.names(row.text) for row in rows),
         },
     )
@@ -200,132 +191,11 @@ def take(session: Session, batch_ids: Sequence[int], worker_id: str, again: Iter
     ]
 
 
-# The message is still in the batch that the outcome comes from. Were its status compared with a constant, statistics
-# from before anything was sent would have the planner expect a single such message, and hold each against each outcome:
-# nine million comparisons for a thousand outcomes.
-_STILL_IN_BATCH = """message.id = outcome.message_id AND message.batch_id = outcome.batch_id
-      AND message.status = CASE WHEN outcome.batch_id IS NOT NULL THEN 'sending' END"""
-
-# What nearly every message comes to has a narrow statement of its own: two numbers a message, a third of the time.
-_RECORD_SENT = sa.text(f"""
-    UPDATE message SET
-        status = 'sent', attempts = least(message.attempts + 1, 32767), last_error = NULL, sent_at = now(),
-        batch_id = NULL
-    FROM unnest(CAST(:ids AS bigint[]), CAST(:batch_ids AS bigint[])) AS outcome (message_id, batch_id)
-    WHERE {_STILL_IN_BATCH}
-""")
-
-_RECORD = sa.text(f"""
-    UPDATE message SET
-        status = outcome.status,
-        attempts = least(message.attempts + outcome.counted::int, 32767),
-        next_attempt_at = outcome.due_at,
-        last_error = coalesce(CASE WHEN outcome.keeps_error THEN message.last_error END, outcome.error),
-        sent_at = CASE WHEN outcome.status = 'sent' THEN now() ELSE message.sent_at END,
-        batch_id = NULL
-    FROM unnest(
-        CAST(:ids AS bigint[]), CAST(:batch_ids AS bigint[]), CAST(:statuses AS text[]), CAST(:counted AS boolean[]),
-        CAST(:due AS timestamptz[]), CAST(:errors AS text[]), CAST(:keeps_error AS boolean[])
-    ) AS outcome (message_id, batch_id, status, counted, due_at, error, keeps_error)
-    WHERE {_STILL_IN_BATCH}
-    RETURNING message.id
-""")
-
-_ANY_RECEIPT = sa.text("SELECT EXISTS (SELECT FROM receipt)")
-
-# A receipt that overtook our own record (see `queries.receipts`) is applied here, in the same transaction.
-_APPLY_RECEIPTS = sa.text("""
-    WITH early AS (
-        DELETE FROM receipt USING message
-        WHERE message_id = ANY(CAST(:ids AS bigint[])) AND message.id = message_id AND message.status <> 'sending'
-        RETURNING message_id, receipt.status, reason
-    ), settled AS (
-        UPDATE message SET
-            status = early.status, sent_at = coalesce(message.sent_at, now()), next_attempt_at = NULL,
-            last_error = CASE WHEN early.status = 'failed' THEN coalesce(early.reason, 'receipt') END
-        FROM early WHERE message.id = early.message_id AND message.status IN ('sent', 'pending')
-        RETURNING message.id, message.attempts, message.last_error
-    )
-    INSERT INTO attempt (message_id, at, attempt, outcome, reason)
-    SELECT id, now(), attempts, 'receipt', last_error FROM settled WHERE last_error IS NOT NULL
-""")
-
-_HISTORY = sa.text("""
-    INSERT INTO attempt (message_id, at, attempt, outcome, reason, http_status, milliseconds)
-    SELECT message.id, coalesce(h.at, now()), message.attempts + h.uncounted::int, h.outcome, h.reason, h.http_status,
-           h.milliseconds
-    FROM unnest(
-        CAST(:ids AS bigint[]), CAST(:uncounted AS boolean[]), CAST(:outcomes AS text[]), CAST(:reasons AS text[]),
-        CAST(:http AS smallint[]), CAST(:ms AS integer[]), CAST(:at AS timestamptz[])
-    ) AS h (message_id, uncounted, outcome, reason, http_status, milliseconds, at)
-    JOIN message ON message.id = h.message_id
-""")
-
-
-def record(session: Session, outcomes: Sequence[tuple[int, Outcome]], sent: Sequence[tuple[int, int]] = ()) -> int:
-    """Write outcomes, each with the id of the batch it comes from, of messages that still are in it; their count.
-
-    `sent` are the messages accepted at the first attempt, as (batch id, message id): there is nothing more to say.
-    """
-    count = 0
-    if sent:
-        batch_ids, ids = zip(*sent, strict=True)
-        count = _rowcount(session.execute(_RECORD_SENT, {"ids": _array(ids), "batch_ids": _array(batch_ids)}))
-    if outcomes:
-        count += _record_outcomes(session, outcomes)
-    if session.scalar(_ANY_RECEIPT):
-        recorded = sorted([message_id for _, message_id in sent] + [outcome.message_id for _, outcome in outcomes])
-        session.execute(_APPLY_RECEIPTS, {"ids": _array(recorded)})
-    return count
-
-
-def _record_outcomes(session: Session, outcomes: Sequence[tuple[int, Outcome]]) -> int:
-    rows = [outcome for _, outcome in outcomes]
-    changed = set(
-        session.scalars(
-            _RECORD,
-            {
-                "ids": [o.message_id for o in rows],
-                "batch_ids": [batch_id for batch_id, _ in outcomes],
-                "statuses": [o.status.value for o in rows],
-                "counted": [o.counted for o in rows],
-                "due": [o.due_at for o in rows],
-                "errors": [o.error for o in rows],
-                "keeps_error": [o.keeps_error for o in rows],
-            },
-        )
-    )
-    _write_history(session, [o for o in rows if o.outcome and o.message_id in changed])
-    return len(changed)
-
-
-def _array(numbers: Iterable[int]) -> str:
-    """A PostgreSQL array as text: the driver would quote the numbers one by one."""
-    return "{" + ",".join(map(str, numbers)) + "}"
-
-
-def _write_history(session: Session, outcomes: Sequence[Outcome]) -> None:
-    if not outcomes:
-        return
-    session.execute(
-        _HISTORY,
-        {
-            "ids": [o.message_id for o in outcomes],
-            "uncounted": [not o.counted for o in outcomes],
-            "outcomes": [o.outcome for o in outcomes],
-            "reasons": [o.reason for o in outcomes],
-            "http": [o.http_status for o in outcomes],
-            "ms": [o.milliseconds for o in outcomes],
-            "at": [o.at for o in outcomes],
-        },
-    )
-
-
 def note_begun(session: Session, batch_ids: Sequence[int]) -> None:
     """Have batches take no place any more, and wake the dispatcher: their calls have begun, some are slow to end."""
     # Not worth waiting for the disk, nor letting other notifications wait for it: lost, it costs a place for a while.
     session.execute(sa.text("SET LOCAL synchronous_commit = off"))
-    session.execute(sa.text(f"UPDATE batch SET is_begun = true WHERE id = {_IN_ORDER}"), {"ids": _array(batch_ids)})
+    session.execute(sa.text(f"UPDATE batch SET is_begun = true WHERE id = {_IN_ORDER}"), {"ids": as_array(batch_ids)})
     notify_work(session, ROOM)
 
 
@@ -335,7 +205,7 @@ _FINISH = sa.text(f"DELETE FROM batch WHERE id = {_IN_ORDER}")
 def finish(session: Session, batch_ids: Sequence[int]) -> None:
     """Remove batches whose messages are all recorded; `tell_of_room` once that is committed."""
     if batch_ids:
-        session.execute(_FINISH, {"ids": _array(batch_ids)})
+        session.execute(_FINISH, {"ids": as_array(batch_ids)})
 
 
 def tell_of_room(session: Session) -> None:
@@ -359,7 +229,7 @@ def withdraw(session: Session, batch_ids: Sequence[int]) -> int:
     """Undo releases whose batches no worker has taken; their count."""
     withdrawn = session.execute(
         sa.text(f"DELETE FROM batch WHERE id = {_IN_ORDER} AND worker_id IS NULL RETURNING id, message_ids"),
-        {"ids": _array(batch_ids)},
+        {"ids": as_array(batch_ids)},
     )
     rows = withdrawn.all()
     for batch_id, ids in rows:
@@ -392,7 +262,7 @@ _RENEW = sa.text(f"""
 
 def renew(session: Session, worker_id: str, batch_ids: Sequence[int]) -> dict[int, Standing]:
     """Prolong this worker's leases; a batch missing from the answer is lost, and its messages are another's."""
-    rows = session.execute(_RENEW, {"ids": _array(batch_ids), "worker_id": worker_id, "lease": TAKEN_LEASE_SECONDS})
+    rows = session.execute(_RENEW, {"ids": as_array(batch_ids), "worker_id": worker_id, "lease": TAKEN_LEASE_SECONDS})
     return {row.id: _standing(row) for row in rows}
 
 
@@ -423,8 +293,8 @@ def sweep(session: Session, limit: int = 50) -> int:
                 Outcome(message_id, MessageStatus.PENDING, True, outcome="lost", reason="worker_lost")
                 for message_id in reclaimed
             ]
-            _write_history(session, lost)
-            session.execute(_APPLY_RECEIPTS, {"ids": _array(reclaimed)})
+            write_history(session, lost)
+            apply_receipts(session, reclaimed)
         total += len(reclaimed)
     return total
 
@@ -446,8 +316,4 @@ _SWEEP_ORPHANS = sa.text("""
 
 def sweep_orphans(session: Session, mailing_id: int) -> int:
     """Return `sending` messages to pending whose batch no longer exists; nothing we know of leaves any."""
-    return _rowcount(session.execute(_SWEEP_ORPHANS, {"mailing_id": mailing_id}))
-
-
-def _rowcount(result: Any) -> int:
-    return int(result.rowcount)
+    return rowcount(session.execute(_SWEEP_ORPHANS, {"mailing_id": mailing_id}))

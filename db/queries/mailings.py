@@ -15,6 +15,7 @@ from db.engine import Reader
 from db.models import Base, Client, Mailing, MailingState, Message, MessageStatus
 from db.queries import audit
 from db.queries.notifications import notified_of_work, notify_work
+from db.queries.statements import rowcount
 from db.refusals import ConflictError, InvalidError, MissingError
 
 _ENDED = (MailingState.COMPLETED, MailingState.CANCELLED)
@@ -259,12 +260,14 @@ def retry_failed(
     conditions = [Message.mailing_id == mailing_id, *failed, reachable]
     if reasons is not None:
         conditions.append(Message.last_error.in_(reasons))
-    retried: int = session.execute(  # type: ignore[attr-defined]
-        sa.update(Message)
-        .where(*conditions)
-        .values(status=MessageStatus.PENDING, next_attempt_at=now, attempts=0)
-        .execution_options(synchronize_session=False)
-    ).rowcount
+    retried = rowcount(
+        session.execute(
+            sa.update(Message)
+            .where(*conditions)
+            .values(status=MessageStatus.PENDING, next_attempt_at=now, attempts=0)
+            .execution_options(synchronize_session=False)
+        )
+    )
     if retried:
         mailing = lock(session, mailing_id)
         _check_retriable(mailing, now)

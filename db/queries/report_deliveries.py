@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from db.models import DeliveryState, ReportDelivery
+from db.queries.statements import rowcount
 
 ALERT_PREFIX = "alert:"
 # Any constant: of two reporters that raise the same alert, or look for the next mail, the second sees the first's row.
@@ -55,7 +56,7 @@ def register(session: Session, recipients: Sequence[str], now: datetime) -> None
 
 def owe(session: Session, kind: str, period: str, recipients: Sequence[str], due_at: datetime) -> int:
     """Make sure that each of these recipients who was there when it became due gets this; how many are new."""
-    return _rowcount(
+    return rowcount(
         session.execute(
             sa.text(
                 "INSERT INTO report_delivery (kind, period, recipient, state, next_attempt_at)"
@@ -83,7 +84,7 @@ def raise_alert(
 ) -> int:
     """Tell these recipients, unless they were told of this kind of thing lately; how many will be."""
     session.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
-    return _rowcount(
+    return rowcount(
         session.execute(
             _RAISE,
             {
@@ -150,7 +151,7 @@ def _settle(session: Session, claimed: Claimed, **values: Any) -> bool:
         .values(lease_until=None, **values)
         .execution_options(synchronize_session=False)
     )
-    return _rowcount(session.execute(statement)) == 1
+    return rowcount(session.execute(statement)) == 1
 
 
 _TROUBLES = sa.text("""
@@ -187,7 +188,3 @@ def forget_old(session: Session, days: int = 400) -> None:
     session.execute(
         sa.text("DELETE FROM report_delivery WHERE created_at < now() - make_interval(days => :days)"), {"days": days}
     )
-
-
-def _rowcount(result: Any) -> int:
-    return int(result.rowcount)

@@ -15,7 +15,8 @@ from sqlalchemy.orm import Session
 
 from db.models import Attempt, Batch, Mailing, MailingState, Message, MessageStatus, Receipt
 from db.queries import audience, batches, notifications
-from db.queries.batches import Outcome
+from db.queries.outcomes import Outcome
+from db.queries.outcomes import record as record_outcomes
 from tests.factories import make_client, make_mailing, make_message
 from tests.integration.conftest import listening
 from tests.plans import rescan_subqueries
@@ -51,7 +52,7 @@ def take(session: Session, batch_id: int, worker: str = "a") -> batches.TakenBat
 
 
 def record(session: Session, batch_id: int, outcomes: list[Outcome]) -> int:
-    return batches.record(session, [(batch_id, outcome) for outcome in outcomes])
+    return record_outcomes(session, [(batch_id, outcome) for outcome in outcomes])
 
 
 def statuses(session: Session) -> dict[str, int]:
@@ -302,8 +303,8 @@ def test_outcomes_of_several_batches_are_written_at_once(session: Session, maili
     first, second = take(session, release(session, mailing, 4)), take(session, release(session, mailing, 4))
     rows = [(batch.id, Outcome(r.message_id, SENT, True)) for batch in (first, second) for r in batch.recipients]
     crossed = [(second.id, Outcome(r.message_id, SENT, True)) for r in first.recipients]
-    assert batches.record(session, crossed) == 0
-    assert batches.record(session, rows) == 8
+    assert record_outcomes(session, crossed) == 0
+    assert record_outcomes(session, rows) == 8
     batches.finish(session, [first.id, second.id])
     session.commit()
     assert statuses(session) == counted(session) == {"sent": 8, "pending": 2}

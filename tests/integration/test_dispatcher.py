@@ -107,7 +107,7 @@ def test_trouble_is_forgotten_when_nothing_is_left_to_ask_with(
     # That of a mailing whose window opens tomorrow does not, nor does a paused one's.
     session.execute(sa.text("UPDATE message SET next_attempt_at = now() + interval '1 day'"))
     session.commit()
-    dispatcher._next_breaker = 0.0
+    dispatcher._gateway._next_look = 0.0
     dispatcher.release_round()
 
     assert (gateway.read(session).state, gateway.read(session).reason) == (GatewayState.CLOSED, None)
@@ -121,7 +121,7 @@ def test_a_probe_that_is_on_the_wire_is_waited_for(session: Session, dispatcher:
     dispatcher.release_round()
     assert len(dispatcher.published) == 1
 
-    dispatcher._next_breaker = 0.0
+    dispatcher._gateway._next_look = 0.0
     dispatcher.release_round()
 
     assert gateway.read(session).state is GatewayState.OPEN

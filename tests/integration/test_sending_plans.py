@@ -17,9 +17,9 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from db.models import Base, Mailing, MailingState, Message, MessageStatus
-from db.queries import audience, batches, failures, mailings, messages
-from db.queries.batches import Outcome
+from db.queries import audience, batches, failures, mailings, messages, outcomes
 from db.queries.messages import Filter
+from db.queries.outcomes import Outcome
 from tests.databases import connected, fresh_database
 from tests.factories import make_mailing
 from tests.plans import Plan, plans_of
@@ -184,7 +184,7 @@ def test_take(session: Session, big: Mailing) -> None:
 def test_record_of_what_was_sent(session: Session, big: Mailing) -> None:
     taken = take(session, big)
     with plans_of(session) as plans:
-        assert batches.record(session, [], [(taken.id, r.message_id) for r in taken.recipients]) == BATCH
+        assert outcomes.record(session, [], [(taken.id, r.message_id) for r in taken.recipients]) == BATCH
         batches.finish(session, [taken.id])
 
     check(plans, rows=BATCH, indexes={PRIMARY})
@@ -197,7 +197,7 @@ def test_record_of_what_went_wrong(session: Session, big: Mailing) -> None:
     rows = [(taken.id, _refused(r.message_id)) for r in failed]
     rows += [(taken.id, _deferred(r.message_id, due_at)) for r in waiting]
     with plans_of(session) as plans:
-        assert batches.record(session, rows) == BATCH
+        assert outcomes.record(session, rows) == BATCH
 
     # Once to change them, once for the history.
     check(plans, rows=2 * BATCH, indexes={PRIMARY})
@@ -213,8 +213,8 @@ def test_recording_where_statistics_know_of_nothing_being_sent(database_url: str
         session.execute(sa.text("ANALYZE"))
         taken, other = [take(session, mailing, 1_000) for _ in range(9)][:2]
         with plans_of(session) as plans:
-            batches.record(session, [(taken.id, _refused(r.message_id)) for r in taken.recipients])
-            batches.record(session, [], [(other.id, r.message_id) for r in other.recipients])
+            outcomes.record(session, [(taken.id, _refused(r.message_id)) for r in taken.recipients])
+            outcomes.record(session, [], [(other.id, r.message_id) for r in other.recipients])
 
         assert {plan.compared for plan in plans} == {0}, plans
 
@@ -453,7 +453,7 @@ def test_the_records_of_sent_messages_touch_no_index(database_url: str) -> None:
         for _ in range(20):
             taken = take(session, mailing)
             session.commit()
-            batches.record(session, [], [(taken.id, r.message_id) for r in taken.recipients])
+            outcomes.record(session, [], [(taken.id, r.message_id) for r in taken.recipients])
             batches.finish(session, [taken.id])
             session.commit()
             counts.append(_heap_only_updates(session))

@@ -37,7 +37,7 @@ def frame(path: str, words: str) -> str:
         ("sender/answers.py", "def judge(", "judging answers"),
         ("sender/recorder.py", "def _write(", "recording outcomes"),
         ("sender/dispatcher.py", "def ", "dispatching"),
-        ("db/queries/batches.py", "def record(", "queries, ours"),
+        ("db/queries/outcomes.py", "def record(", "queries, ours"),
     ],
 )
 def test_line_belongs_to_its_group(path: str, words: str, group: str) -> None:

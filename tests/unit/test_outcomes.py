@@ -8,8 +8,9 @@ from datetime import UTC, datetime, time, timedelta
 import pytest
 
 from db.models import MessageStatus
-from db.queries.batches import Outcome, Recipient
+from db.queries.batches import Recipient
 from db.queries.gateway import Tally
+from db.queries.outcomes import Outcome
 from db.windows import Window
 from sender.answers import Answer, Fault, judge
 from sender.outcomes import Terms, add_to_tally, after_answer, is_sent_at_once, outside_window
