@@ -63,7 +63,7 @@ def down(local: Local) -> int:
         orphans = local.members()
         if orphans:
             print(f"Ending {len(orphans)} processes that were left behind.")
-            end(orphans, grace=15.0)
+            end(local.members, grace=15.0)
     local.state.unlink(missing_ok=True)
     local.access.unlink(missing_ok=True)
     local.environment.unlink(missing_ok=True)

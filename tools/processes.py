@@ -159,20 +159,34 @@ def marked(variable: str, value: str) -> list[Running]:
     return found
 
 
-def end(processes: Iterable[Running], grace: float) -> None:
-    """Ask these processes to stop; kill those that still run after `grace` seconds."""
-    victims = [entry for entry in processes if entry.pid != os.getpid()]
-    for entry in victims:
-        entry.send(signal.SIGTERM)
-    if not wait_until(lambda: not any(entry.is_alive for entry in victims), grace):
-        _kill(victims)
+def end(find: Callable[[], Iterable[Running]], grace: float) -> None:
+    """Ask all that `find` finds to stop; kill what still runs after `grace` seconds.
+
+    It is asked until nothing is left: a process may start another one just before the signal reaches it.
+    """
+    if not _signal(find, signal.SIGTERM, grace, pause=0.05):
+        _kill(find)
 
 
-def _kill(victims: Sequence[Running]) -> None:
+def _kill(find: Callable[[], Iterable[Running]]) -> None:
     """Kill these processes and wait for their end: until then they hold their ports, and are not gone yet."""
-    for entry in victims:
-        entry.send(signal.SIGKILL)
-    wait_until(lambda: not any(entry.is_alive for entry in victims), timeout=5.0, pause=0.005)
+    _signal(find, signal.SIGKILL, timeout=5.0, pause=0.01)
+
+
+def _signal(find: Callable[[], Iterable[Running]], number: signal.Signals, timeout: float, pause: float) -> bool:
+    """Send each of these processes this signal once; return True when all are gone, False after `timeout` seconds."""
+    seen: set[Running] = set()  # a descendant cannot be found any more once its parents are gone
+    told: set[Running] = set()
+
+    def is_over() -> bool:
+        seen.update(entry for entry in find() if entry.pid != os.getpid())
+        left = {entry for entry in seen if entry.is_alive}
+        for entry in left - told:
+            entry.send(number)
+        told.update(left)
+        return not left
+
+    return wait_until(is_over, timeout, pause)
 
 
 def as_account(account: str) -> list[str]:
@@ -214,7 +228,7 @@ class Process:
         if self._popen:
             # It may be dying just now, and its pid in a lock file counts as alive until somebody has waited for it.
             self._popen.wait(timeout=5.0)
-            end(self._left_behind(), grace=5.0)
+            end(self._left_behind, grace=5.0)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._popen = subprocess.Popen(
@@ -255,7 +269,7 @@ class Process:
             return
         self.send(self.stop_signal)
         if wait_until(lambda: self.pid is None, timeout):
-            end(self._left_behind(), grace=5.0)
+            end(self._left_behind, grace=5.0)
         else:
             self.kill()
 
@@ -263,8 +277,12 @@ class Process:
         """Kill the program and everything it started, at once, as a power cut would."""
         if self._popen is None:
             return
-        _kill(self._left_behind() if self.pid is None else family(self._popen.pid))
+        _kill(self._left_behind if self.pid is None else self._family)
         self._popen.wait()
+
+    def _family(self) -> list[Running]:
+        # Nobody else can bear the number before it has been waited for.
+        return family(self._popen.pid) if self._popen else []
 
     def _left_behind(self) -> list[Running]:
         # The kernel does not reuse the number while the dead program's session has members: whoever bears it now

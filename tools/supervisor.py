@@ -146,7 +146,7 @@ class Supervisor:
             self.publish("stopping")
         for watched in reversed(self.watched):
             watched.child.stop(STOP_SECONDS)
-        end(self.local.members(), grace=5.0)
+        end(self.local.members, grace=5.0)
         self.local.access.unlink(missing_ok=True)
         self.local.environment.unlink(missing_ok=True)
 
@@ -327,7 +327,7 @@ def run(local: Local) -> int:
     """Supervise until told to stop; return 1 when the start failed."""
     env = configuration(os.environ, local.env_file) | {MARK: str(local.path), "PYTHONUNBUFFERED": "1"}
     os.environ[MARK] = env[MARK]
-    end(local.members(), grace=15.0)  # left by a supervisor that was killed
+    end(local.members, grace=15.0)  # left by a supervisor that was killed
     supervisor = Supervisor(local, env)
     failure = ""
     try:

@@ -28,6 +28,16 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 print("ready", flush=True)
 signal.pause()
 """
+# Starts its child as late as can be: when it is asked to stop.
+STARTS_A_CHILD_AT_ITS_END = """
+import signal, subprocess, sys
+def leave(*_):
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    sys.exit(0)
+signal.signal(signal.SIGTERM, leave)
+print("ready", flush=True)
+signal.pause()
+"""
 # The kernel takes a moment to end this child, whose memory it has to clear away.
 IGNORES_SIGTERM = """
 import signal, subprocess, sys
@@ -112,12 +122,21 @@ def test_marked_processes_are_found_without_their_parents_and_strangers_are_not(
         assert wait_until(lambda: ours.pid is None, timeout=10)
 
         found = marked("MARK", mark)
-        end(found, grace=5)
+        end(lambda: marked("MARK", mark), grace=5)
 
         assert len(children) == 1
         assert found == children
         assert not children[0].is_alive
         assert other.pid is not None
+
+
+def test_what_is_started_while_all_is_ended_is_ended_as_well(tmp_path: Path) -> None:
+    mark = str(tmp_path)
+    with running(tmp_path, STARTS_A_CHILD_AT_ITS_END, MARK=mark) as program:
+        end(lambda: marked("MARK", mark), grace=5)
+
+        assert marked("MARK", mark) == []
+        assert program.exit_code == 0
 
 
 def test_reused_pid_is_not_signalled() -> None:
