@@ -10,11 +10,13 @@ from flask import Flask, Response, jsonify, make_response, render_template
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BareResponse
 
+from admin import written
 from admin.access import person, to_login, wants_json
 from admin.database import session
 from admin.refusals import explain
 from admin.security import CsrfError
 from admin.texts import gettext
+from admin.views import login
 from db.engine import is_disk_full
 from db.refusals import ConflictError, MissingError, RefusedError
 
@@ -48,7 +50,8 @@ def page(code: int, title: str, text: str) -> Response:
 def _http_error(error: HTTPException) -> Response | BareResponse | HTTPException:
     _settle_person()
     if error.code == 401 and not wants_json():
-        return to_login()
+        kept = written.sent()
+        return to_login() if kept is None else login.ask_to_go_on(kept)
     if error.code is None or error.code < 400:
         return error
     title, text = _describe(error.code)
@@ -70,7 +73,11 @@ def _describe(code: int) -> tuple[str, str]:
     return described.get(code, other)
 
 
-def _stale_page(_error: CsrfError) -> Response:
+def _stale_page(_error: CsrfError) -> BareResponse:
+    kept = written.sent()
+    if kept is not None and written.is_from_our_page():
+        with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):
+            return login.ask_to_go_on(kept) if person() is None else login.go_on(kept)
     text = gettext(
         "The page was open for too long, or cookies are blocked. Nothing was changed. Go back and try again."
     )

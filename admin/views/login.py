@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from flask import Blueprint, make_response, render_template, request, session, url_for
 from werkzeug.wrappers import Response
 
-from admin import access
+from admin import access, written
 from admin.database import database
 from admin.locale import LANGUAGES
 from admin.texts import gettext
@@ -44,6 +44,8 @@ def index() -> Response:
     if account is None:
         return _form(gettext("E-mail address or password is wrong."), 401, email)
     access.begin(account)
+    if (kept := written.carried()) is not None:
+        return go_on(kept)
     response = make_response("", 303)
     response.headers["Location"] = _safe_target(request.form.get("next", ""))
     return response
@@ -51,8 +53,26 @@ def index() -> Response:
 
 def _form(problem: str | None = None, status: int = 200, email: str = "") -> Response:
     target = request.values.get("next", "")
-    page = render_template("login.html", problem=problem, has_ended=access.has_ended(), email=email, target=target)
+    page = render_template(
+        "login.html",
+        problem=problem,
+        has_ended=access.has_ended(),
+        email=email,
+        target=target,
+        written=written.carried(),
+    )
     return make_response(page, status)
+
+
+def ask_to_go_on(kept: written.Written) -> Response:
+    """The form to log in with, which keeps what was written."""
+    page = render_template("login.html", has_ended=True, email="", target=access.page_address(), written=kept)
+    return make_response(page, 401)
+
+
+def go_on(kept: written.Written) -> Response:
+    """The page that sends once more what was written, with the token of this session."""
+    return make_response(render_template("go_on.html", written=kept))
 
 
 def _safe_target(target: str) -> str:

@@ -10,7 +10,7 @@ from playwright.sync_api import Dialog, expect
 
 from db.models import MailingState, Role
 from db.queries import mailings, users
-from tests.browser import PEOPLE, AdminSite, Visitor
+from tests.browser import PASSWORD, PEOPLE, AdminSite, Visitor
 from tests.factories import make_client, make_mailing, make_message
 
 
@@ -60,6 +60,24 @@ def test_preview_tells_that_the_session_has_ended(visit: Callable[..., Visitor],
     log_out(site, Role.OPERATOR)
     page.fill("#text", "Come at 8!")
     expect(page.locator("#trouble")).to_have_text("Your session has ended. Log in again to go on.")
+
+
+def test_mailing_that_was_written_for_too_long_is_not_lost(visit: Callable[..., Visitor], site: AdminSite) -> None:
+    visitor = visit(site).log_in(Role.OPERATOR)
+    page = visitor.page
+    page.goto("/mailings/new/")
+    page.fill("#name", "Evening")
+    page.fill("#text", "Come at 8!\nBring a friend.")
+    log_out(site, Role.OPERATOR)
+    visitor.follow("button.primary")
+    expect(page.locator(".notice.info")).to_contain_text("What you had written is kept.")
+    page.fill("#email", PEOPLE[Role.OPERATOR])
+    page.fill("#password", PASSWORD)
+    visitor.follow("button.primary")
+    expect(page.locator("h1")).to_have_text("You are logged in again")
+    visitor.follow("button.primary")
+    expect(page.locator("h1")).to_have_text("Is everything right?")
+    expect(page.locator(".bubble").first).to_have_text("Come at 8!\nBring a friend.")
 
 
 @pytest.mark.parametrize(
