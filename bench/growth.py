@@ -136,7 +136,7 @@ def _idle_cpu(system: System) -> dict[str, float]:
 
 def _cost(system: System, idle: dict[str, float], *, repeats: int, tags: Sequence[str] = ()) -> Cost:
     """Send some equal mailings one after another; what they took beyond idling."""
-    # What the mailings before left to autovacuum is theirs: it took as much as twenty small ones.
+    # What the mailings before left to autovacuum is theirs.
     system.database.execute("VACUUM (ANALYZE) message")
     return _mean([system.send_mailing(tags=list(tags), settled=number > 0) for number in range(repeats)], idle)
 

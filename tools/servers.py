@@ -37,7 +37,7 @@ POSTGRESQL_SETTINGS = {
     "work_mem": "16MB",
     "maintenance_work_mem": "128MB",
     "max_wal_size": "2GB",
-    "wal_compression": "on",
+    "wal_compression": "lz4",
     "checkpoint_timeout": "15min",
     "random_page_cost": "1.1",
     "jit": "off",
