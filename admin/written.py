@@ -29,7 +29,9 @@ class Written(NamedTuple):
 
 
 def sent() -> Written | None:
-    """What this request would have saved; None when it comes from no page on which people write."""
+    """What this request would have saved, or carries; None when it comes from no page on which people write."""
+    if request.endpoint == "login.index":
+        return carried()
     if request.method != "POST" or request.endpoint not in ENDPOINTS:
         return None
     fields = [(name, value) for name, value in request.form.items(multi=True) if name != "csrf_token"]

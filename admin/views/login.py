@@ -52,22 +52,19 @@ def index() -> Response:
 
 
 def _form(problem: str | None = None, status: int = 200, email: str = "") -> Response:
-    target = request.values.get("next", "")
-    page = render_template(
-        "login.html",
-        problem=problem,
-        has_ended=access.has_ended(),
-        email=email,
-        target=target,
-        written=written.carried(),
-    )
-    return make_response(page, status)
+    return _page(written.carried(), request.values.get("next", ""), status, problem=problem, email=email)
 
 
 def ask_to_go_on(kept: written.Written) -> Response:
     """The form to log in with, which keeps what was written."""
-    page = render_template("login.html", has_ended=True, email="", target=access.page_address(), written=kept)
-    return make_response(page, 401)
+    return _page(kept, access.page_address(), 401)
+
+
+def _page(kept: written.Written | None, target: str, status: int, **more: str | None) -> Response:
+    has_ended = kept is not None or access.has_ended()
+    return make_response(
+        render_template("login.html", written=kept, target=target, has_ended=has_ended, **more), status
+    )
 
 
 def go_on(kept: written.Written) -> Response:

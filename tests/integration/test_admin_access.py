@@ -393,6 +393,12 @@ def test_what_was_written_is_kept_through_the_log_in(
         "/login", data={**form_with("email", page), "email": EMAILS[Role.OPERATOR], "password": PASSWORD}
     )
     assert written_mailings(filled) == []
+    # A reload sends the log-in again, whose token was that of no session.
+    entered = client.post(
+        "/login",
+        data={**form_with("email", page), "email": EMAILS[Role.OPERATOR], "password": PASSWORD},
+        headers={"Sec-Fetch-Site": "same-origin"},
+    )
 
     assert go_on(client, entered).status_code == 303
     assert written_mailings(filled) == [(str(WRITTEN["text"]).replace("\r\n", "\n"), WRITTEN["tags"])]
