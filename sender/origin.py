@@ -9,7 +9,7 @@ import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
 
@@ -77,6 +77,14 @@ class Addresses:
             self._wake()
 
 
+class Head(NamedTuple):
+    """What the head of an answer says, after which the connection is kept."""
+
+    status: int | None
+    headers: dict[bytes, bytes]
+    body_bytes: int
+
+
 class Origin:
     """Where the gateway is and how it is spoken to: what all connections have in common.
 
@@ -94,6 +102,7 @@ class Origin:
         self.session: ssl.SSLSession | None = None  # of an earlier connection, for new ones to resume
         self._session_fresh_until = -math.inf
         self.tunnel: bytes | None = None  # how to ask a proxy for one
+        self.heads: dict[bytes, Head] = {}  # of answers that came, without the empty line
         self.addresses = Addresses(*(proxy.address if proxy else (self.host, port)), wake=wake)
         name = f"[{self.host}]" if ":" in self.host else self.host
         authority = f"{name}:{port}" if parts.port else name

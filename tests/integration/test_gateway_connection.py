@@ -110,6 +110,30 @@ def test_connection_is_kept_for_the_next_call() -> None:
         assert len(server.connections) == 1
 
 
+def test_answer_with_the_head_of_another_has_a_body_and_an_end_of_its_own() -> None:
+    head, accepted, refused = REFUSED[:-13], b'{"code": 0  }', REFUSED[-13:]
+
+    def serve(peer: Peer) -> None:
+        for pieces in ((accepted,), (refused,), (accepted[:5], accepted[5:]), (accepted + refused,)):
+            peer.read()
+            peer.say(head + pieces[0], *pieces[1:])
+
+    with Server(serve) as server:
+        found = [verdict for verdict, _ in verdicts(server.url, 5)]
+        # The surplus is nobody's: the fifth call is the first of another connection.
+        assert len(server.connections) == 2
+    assert found == [Verdict.ACCEPTED, Verdict.REFUSED, Verdict.ACCEPTED, Verdict.ACCEPTED, Verdict.ACCEPTED]
+
+    def cut(peer: Peer) -> None:
+        peer.read()
+        peer.say(OK)
+        peer.read()
+        peer.say(OK[:-3])
+
+    with Server(cut) as server:
+        assert [verdict for verdict, _ in verdicts(server.url, 2)] == [Verdict.ACCEPTED, Verdict.UNKNOWN]
+
+
 def test_connection_that_the_server_will_close_is_not_used_again() -> None:
     closing = OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
     with Server(lambda peer: peer.answer_all(closing)) as server:
