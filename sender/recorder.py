@@ -33,7 +33,7 @@ _Group = list[tuple[Delivery, Sequence[Result]]]
 
 GROUP_SIZE = 1000
 # Groups are begun no more often than this, so that under load they are worth their commit.
-GROUP_SECONDS = 0.025
+GROUP_SECONDS = 0.05
 IDLE_SECONDS = 0.5
 # The first pause when the database does not take a result; doubled up to the last.
 PAUSES_SECONDS = (0.1, 2.0)
