@@ -23,14 +23,15 @@ from psycopg2.pool import ThreadedConnectionPool
 from common.serving import THREADS, Server
 from common.settings import Settings, settings
 from db.models import MessageStatus
+from db.queries import messages
 
 _CLIENT = "id, phone, operator_code, tags, timezone, attributes, opted_out_at, created_at, updated_at"
 _MAILING = (
     "id, name, text, starts_at, ends_at, operator_codes, tags, window_from, window_to, state, created_at, updated_at"
 )
 _MESSAGE = (
-    "message.id, mailing_id, client_id, phone, status, attempts, message.created_at, next_attempt_at,"
-    " sent_at, last_error"
+    f"message.id, mailing_id, client_id, phone, {messages.STATUS} AS status, attempts, message.created_at,"
+    f" {messages.DUE_AT} AS next_attempt_at, sent_at, last_error"
 )
 
 _ENTRY = """

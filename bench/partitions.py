@@ -16,7 +16,6 @@ TITLE = "A partitioned message table"
 
 PARTITIONS = 12  # as many as months are kept
 MAILINGS_EACH = 1000
-BATCH = 1000
 UNDER_WAY = 12  # batches released and not yet recorded
 WORKER = "bench"
 
@@ -35,7 +34,7 @@ PARTITIONED = f"""
     BEGIN
         FOR number IN 0..{PARTITIONS - 1} LOOP
             EXECUTE format(
-                'CREATE TABLE message_%s PARTITION OF parted FOR VALUES FROM (%s) TO (%s) WITH (fillfactor = 60)',
+                'CREATE TABLE message_%s PARTITION OF parted FOR VALUES FROM (%s) TO (%s) WITH (fillfactor = 50)',
                 number, number * {MAILINGS_EACH}, (number + 1) * {MAILINGS_EACH}
             );
         END LOOP;
@@ -96,7 +95,7 @@ def _send(database: Database, mailing_id: int) -> dict[str, float]:
         if more and len(under_way) < UNDER_WAY:
             began = time.perf_counter()
             with database.session() as session:
-                released = batches.release(session, [mailing_id], BATCH)
+                released = batches.release_planned(session, [mailing_id], batches.BATCH_SIZE)
             spent["released"] += time.perf_counter() - began
             more = bool(released)
             for new in released:

@@ -51,7 +51,8 @@ class MessageStatus(StrEnum):
     """Where a message stands. A crash leaves only `sending` behind, and the sweep of lost leases mends that."""
 
     PENDING = "pending"  # due at `next_attempt_at`; the dispatcher releases it
-    SENDING = "sending"  # in a released batch; the worker records the outcome, or the sweep takes it back
+    # In a released batch: the worker records the outcome, or the sweep takes it back. (In a planned one it is pending.)
+    SENDING = "sending"
     SENT = "sent"  # the gateway accepted it; a receipt may still turn it into delivered or failed
     DELIVERED = "delivered"
     FAILED = "failed"  # `retry-failed` can take it back to pending
@@ -179,6 +180,8 @@ class Message(Base):
 
     The messages of a mailing are written in the order of their clients, so within a mailing that of the ids is the
     same: `queries.messages` and `queries.reports` walk a mailing along its unique key.
+
+    The status that is told of one in a planned batch is another: `queries.messages.STATUS`.
     """
 
     __tablename__ = "message"
@@ -230,6 +233,23 @@ class Batch(Base):
     is_begun: Mapped[bool] = mapped_column(server_default=sa.false())  # all its calls are; some are slow to end
 
     # Few rows, always short-lived: the dispatcher reads them all, `queries.batches.under_way`.
+
+
+class PlannedBatch(Base):
+    """Messages that will be released together: that moves this row to `batch`, and changes no message.
+
+    They are `sending`, in the batch of this number, from the beginning. Counters, people and programs are told that
+    they are `pending` until the batch is released.
+    """
+
+    __tablename__ = "planned_batch"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)  # of the sequence of `batch`
+    mailing_id: Mapped[int]
+    message_ids: Mapped[list[int]]
+
+    # Read by `queries.batches.release_planned`: what comes next, of one mailing.
+    __table_args__ = (sa.Index("ix_planned_batch_mailing_id", "mailing_id", "id"),)
 
 
 class Attempt(Base):

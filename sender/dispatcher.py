@@ -25,6 +25,7 @@ from common.stopping import stop_signal
 from db.engine import cause_name, make_engine
 from db.models import GatewayState
 from db.queries import audience, batches, gateway, imports, notifications, processes
+from db.queries.batches import BATCH_SIZE
 from sender import breaker
 from sender.actors import SEND_BATCHES
 from sender.broker import BATCHES_QUEUE, IMPORTS_QUEUE, SafeRabbitmqBroker, connect, publish
@@ -40,8 +41,10 @@ LEAD_ROLE = "dispatcher"
 LEAD_LEASE_SECONDS = 4.0
 LEAD_RENEWAL_SECONDS = 0.5
 POLL_SECONDS = 0.5
-# Rounds of releasing begin no more often: under load each then releases several batches, for the same look around.
-RELEASE_SECONDS = 0.05
+# Rounds of releasing begin no more often. While more is due than there is room for, each then releases several batches
+# for the same look around.
+RELEASE_SECONDS = 0.02
+BUSY_RELEASE_SECONDS = 0.1
 # After the database or this dispatcher was away, workers get this long to record what they hold before the sweep.
 SWEEP_GRACE_SECONDS = 5.0
 TIDY_SECONDS = 10.0
@@ -61,6 +64,7 @@ class Dispatcher:
         self._release_wanted = threading.Event()
         self._housekeeping_wanted = threading.Event()
         self._imports_wanted = threading.Event()
+        self._heard_news = False  # for housekeeping, and then for releasing
         self._sweep_from = 0.0
         self._next_tidy = 0.0
         self._last_served: dict[int, int] = {}  # mailing id: the number of the turn in which it got its last batch
@@ -154,7 +158,8 @@ class Dispatcher:
             return (self._release_wanted,)
         if payload == imports.IMPORT:
             return (self._imports_wanted,)
-        return self._release_wanted, self._housekeeping_wanted
+        self._heard_news = True
+        return (self._housekeeping_wanted,)
 
     def _wait(self, wanted: threading.Event, seconds: float) -> None:
         wanted.wait(seconds)
@@ -167,15 +172,15 @@ class Dispatcher:
             self._wait(self._release_wanted, POLL_SECONDS)
             if self._leading.is_set():
                 began = time.monotonic()
-                self.release_round()
-                self._stopping.wait(began + RELEASE_SECONDS - time.monotonic())
+                pause = BUSY_RELEASE_SECONDS if self.release_round() else RELEASE_SECONDS
+                self._stopping.wait(began + pause - time.monotonic())
 
-    def release_round(self) -> None:
-        """Release what is due and there is room for."""
+    def release_round(self) -> bool:
+        """Release what is due and there is room for; whether more is due."""
         self._gateway.look()
         if self._gateway.state is not GatewayState.CLOSED:
             self._probe()
-            return
+            return False
         with self._sessions.begin() as session:
             room, size = places(processes.capacity(session), self._gateway.rate)
             under_way = batches.under_way(session)
@@ -185,24 +190,33 @@ class Dispatcher:
             # A small batch that goes alone keeps a thread as busy as eight together do. What finds all busy waits here,
             # not in the queue: then it goes together, and the next mailing does not wait behind it.
             queued = sum(not earlier.is_taken for earlier in under_way)
-            due = set(audience.due(session)) if queued < room and sum(held.values()) < room else set()
+            has_room = queued < room and sum(held.values()) < room
+            due = audience.due(session) if has_room else {}
         if not held and not self._was_idle:
             self._housekeeping_wanted.set()  # The last batch is back: a mailing may be complete.
-        while not self._stopping.is_set() and (mailing_ids := in_turn(due, held, self._last_served, room)):
-            released = self._release(mailing_ids, size)
+        while not self._stopping.is_set() and (chosen := in_turn(due, held, self._last_served, room)):
+            together = [mailing_id for mailing_id in chosen if due[mailing_id] == due[chosen[0]]]
+            released = self._release(together, size, as_planned=due[chosen[0]] and size == BATCH_SIZE)
             if released is None:
                 break  # Nothing else could be published either, and between rounds the gateway is looked at.
             for batch in released:
                 held[batch.mailing_id] += share_of_place(batch.messages, size)
-            if sum(batch.messages for batch in released) < size:
-                due.difference_update(mailing_ids)  # Nothing more of theirs is due.
+            exhausted = [batch.mailing_id for batch in released if not batch.has_more]
+            for mailing_id in exhausted if len(exhausted) < len(released) else together:
+                del due[mailing_id]  # Nothing more of theirs is due.
         self._was_idle = not held
+        return bool(due) or not has_room
 
     def _release(
-        self, mailing_ids: Sequence[int], size: int, *, is_probe: bool = False
+        self, mailing_ids: Sequence[int], size: int, *, as_planned: bool = False, is_probe: bool = False
     ) -> list[batches.Released] | None:
         """Release and publish batches of `size` messages together, if any are due; None when the broker is away."""
-        released = self._commit(lambda session: batches.release(session, mailing_ids, size, is_probe=is_probe))
+
+        def work(session: Session) -> list[batches.Released]:
+            planned = batches.release_planned(session, mailing_ids, size) if as_planned else []
+            return planned or batches.release(session, mailing_ids, size, is_probe=is_probe)
+
+        released = self._commit(work)
         ids = [batch.id for batch in released]
         if ids and not self._publish(BATCHES_QUEUE, SEND_BATCHES, *ids):
             # It may arrive all the same: then it finds no batches of these numbers.
@@ -250,7 +264,10 @@ class Dispatcher:
         wait = 0.0
         while not self._stopping.is_set():
             self._wait(self._housekeeping_wanted, wait)
+            heard_news, self._heard_news = self._heard_news, False
             wait = self.housekeeping_round() if self._leading.is_set() else POLL_SECONDS
+            if heard_news:  # Only now: there is nothing to release of a mailing that has just been made.
+                self._release_wanted.set()
 
     def housekeeping_round(self) -> float:
         """One step of everything that there is to do; the seconds until there is more."""

@@ -8,10 +8,12 @@ import os
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from common.settings import Settings, load
 from db.models import Client, Mailing, MailingState, Message, MessageStatus
+from db.queries.messages import STATUS
 
 Row = TypeVar("Row")
 
@@ -59,6 +61,15 @@ def make_message(session: Session, mailing: Mailing, client: Client, **values: A
     if status in (MessageStatus.FAILED, MessageStatus.EXPIRED, MessageStatus.CANCELLED):
         message.last_error = "http_400"
     return _add(session, message, values)
+
+
+def told_statuses(session: Session, mailing: Mailing | None = None) -> dict[str, int]:
+    """How many messages have a status, as people are told: those of planned batches are pending."""
+    status: sa.Label[str] = sa.literal_column(STATUS).label("status")
+    counted = sa.select(status, sa.func.count()).select_from(Message).group_by(sa.text("1"))
+    if mailing is not None:
+        counted = counted.where(Message.mailing_id == mailing.id)
+    return {row[0]: row[1] for row in session.execute(counted)}
 
 
 def settings_for(database_url: str, **others: object) -> Settings:

@@ -20,6 +20,7 @@ from db.queries.statements import rowcount
 from db.windows import Window, next_opening
 
 CHUNK = 20_000
+BATCHES = CHUNK // batches.BATCH_SIZE
 FIRST_CHUNK = 1_000  # so that the first message is at the gateway at once
 
 
@@ -103,30 +104,57 @@ def running(session: Session) -> list[int]:
     )
 
 
-# When the next message of a mailing is due. The first one is asked for, not whether there is any: that the planner once
-# answered by reading the whole table.
-NEXT_DUE = """(
-    SELECT next_attempt_at FROM message
-    WHERE mailing_id = mailing.id AND next_attempt_at IS NOT NULL ORDER BY next_attempt_at LIMIT 1
+_HAS_PLAN = "EXISTS (SELECT FROM planned_batch WHERE mailing_id = mailing.id)"
+# When the next message of a mailing is due; with a planned batch, since its start. The first one is asked for, not
+# whether there is any: that the planner once answered by reading the whole table.
+NEXT_DUE = f"""(
+    SELECT CASE WHEN {_HAS_PLAN} THEN mailing.started_at ELSE (
+        SELECT next_attempt_at FROM message
+        WHERE mailing_id = mailing.id AND next_attempt_at IS NOT NULL ORDER BY next_attempt_at LIMIT 1
+    ) END
 )"""
 _DUE = sa.text(
-    "SELECT id FROM mailing WHERE state = 'running' AND ends_at > now()"
+    f"SELECT id, {_HAS_PLAN} AS has_plan FROM mailing WHERE state = 'running' AND ends_at > now()"
     f" AND {NEXT_DUE} <= now() + make_interval(secs => :within)"
 )
 
 
-def due(session: Session, within_seconds: float = 0) -> list[int]:
-    """The running mailings that have a message due now, or within so many seconds."""
-    return list(session.scalars(_DUE, {"within": within_seconds}))
+def due(session: Session, within_seconds: float = 0) -> dict[int, bool]:
+    """The running mailings that have a message due now, or within so many seconds; whether a batch of it is planned."""
+    rows = session.execute(_DUE, {"within": within_seconds})
+    return {row.id: row.has_plan for row in rows}
 
 
-_MATERIALISE = """
-    WITH audience AS MATERIALIZED (
+_AUDIENCE = """
+    audience AS MATERIALIZED (
         SELECT id, timezone FROM client
         WHERE id > :cursor AND opted_out_at IS NULL
           AND (:any_code OR operator_code = ANY(:codes)) AND (:any_tag OR tags && CAST(:tags AS text[]))
         ORDER BY id LIMIT :chunk
-    ), due AS (
+    )
+"""
+# All are due now: they are written in batches, for which numbers are taken beforehand.
+_MATERIALISE_PLANNED = f"""
+    WITH {_AUDIENCE}, numbers AS MATERIALIZED (
+        SELECT ARRAY(
+            SELECT nextval(pg_get_serial_sequence('batch', 'id'))
+            FROM generate_series(1, (SELECT (count(*) + :batch_size - 1) / :batch_size FROM audience))
+        ) AS of_batches
+    ), written AS (
+        INSERT INTO message (mailing_id, client_id, status, batch_id)
+        SELECT :mailing_id, id, 'sending',
+               (SELECT of_batches FROM numbers)[1 + (row_number() OVER () - 1) / :batch_size]
+        FROM audience
+        RETURNING id, batch_id
+    ), planned AS (
+        INSERT INTO planned_batch (id, mailing_id, message_ids)
+        SELECT batch_id, :mailing_id, array_agg(id) FROM written GROUP BY batch_id
+        RETURNING mailing_id, message_ids
+    ), {batches.COUNTED_AS_PENDING}
+    SELECT count(*), max(id) FROM audience
+"""
+_MATERIALISE = """
+    WITH {audience}, due AS (
         SELECT audience.id AS client_id, {due_at} AS at FROM audience {openings}
     ), written AS (
         INSERT INTO message (mailing_id, client_id, status, next_attempt_at, last_error)
@@ -169,16 +197,18 @@ def materialise_chunk(session: Session, mailing_id: int) -> bool:
         "tags": mailing.tags,
         "chunk": chunk,
         "ends_at": mailing.ends_at,
+        "batch_size": batches.BATCH_SIZE,
     }
     # PostgreSQL reads the audience in its order, and keeps that but for a join: sorting it again costs a tenth.
-    parts = {"due_at": "now()", "openings": "", "in_order": "", "who_is_new": ""}
+    parts = {"audience": _AUDIENCE, "due_at": "now()", "openings": "", "in_order": "", "who_is_new": ""}
     if mailing.window_from is not None:
         parts |= {"due_at": _OPENS_AT, "openings": _OPENINGS, "in_order": "ORDER BY client_id"}
         values |= _openings(mailing.window_from, mailing.window_to, mailing.at.replace(second=0, microsecond=0))
     if (mailing.written_through or 0) > mailing.materialised_through:
         # The cursor was lost, which nothing we know of does. Asked of every row, it costs a fifth.
         parts["who_is_new"] = "ON CONFLICT (mailing_id, client_id) DO NOTHING"
-    statement = _MATERIALISE.format(**parts)
+    are_all_due = mailing.window_from is None and mailing.ends_at > mailing.at and not parts["who_is_new"]
+    statement = _MATERIALISE_PLANNED if are_all_due else _MATERIALISE.format(**parts)
     if not mailing.operator_codes and not mailing.tags:
         # Along the primary key, also while nothing is known of new clients: sorting all would take that for each chunk.
         session.execute(sa.text("SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off"))
@@ -240,6 +270,8 @@ def reschedule_chunk(session: Session) -> bool:
     ).one_or_none()
     if mailing is None:
         return False
+    if batches.unplan(session, [mailing.id], BATCHES):
+        return True
     last = _reschedule(session, mailing, _NEXT_CHUNK, {"cursor": mailing.rescheduled_through, "chunk": CHUNK})
     session.execute(
         sa.text("UPDATE mailing SET rescheduled_through = :last WHERE id = :id"), {"last": last, "id": mailing.id}
@@ -271,24 +303,33 @@ def _reschedule(session: Session, mailing: sa.Row[Any], messages: str, values: M
 
 # The chunk is an array, here and below: the planner may join with `IN (SELECT ...)` and run it once for each row of the
 # other side, where it finds the next rows each time, and LIMIT bounds nothing.
-_SETTLE = sa.text("""
-    UPDATE message SET next_attempt_at = NULL,
+_SETTLED = """
+    UPDATE message SET next_attempt_at = NULL, batch_id = NULL,
         status = CASE WHEN mailing.state = 'cancelled' THEN 'cancelled' ELSE 'expired' END,
         last_error = coalesce(
             message.last_error, CASE WHEN mailing.state = 'cancelled' THEN 'cancelled' ELSE 'ended' END
         )
-    FROM mailing
-    WHERE mailing.id = :mailing_id AND (mailing.state = 'cancelled' OR mailing.ends_at <= now())
-      AND message.id = ANY(ARRAY(
+    FROM mailing WHERE mailing.id = :mailing_id AND
+"""
+_SETTLE = sa.text(f"""
+    {_SETTLED} message.id = ANY(ARRAY(
         SELECT id FROM message WHERE mailing_id = :mailing_id AND next_attempt_at IS NOT NULL
         ORDER BY next_attempt_at LIMIT :chunk FOR UPDATE SKIP LOCKED
     ))
 """)
+_SETTLE_PLANNED = sa.text(f"{batches.UNPLANNED} {_SETTLED} {batches.IS_UNPLANNED}")
+# Until the chunk is committed nobody moves the end.
+_HAS_ENDED = sa.text(
+    "SELECT id FROM mailing WHERE id = :mailing_id AND (state = 'cancelled' OR ends_at <= now()) FOR SHARE"
+)
 
 
 def settle_chunk(session: Session, mailing_id: int) -> int:
     """Expire or cancel a chunk of the waiting messages of a mailing that has ended; their count."""
-    return rowcount(session.execute(_SETTLE, {"mailing_id": mailing_id, "chunk": CHUNK}))
+    if session.scalar(_HAS_ENDED, {"mailing_id": mailing_id}) is None:
+        return 0
+    values = {"mailing_id": mailing_id, "mailing_ids": [mailing_id], "batches": BATCHES, "chunk": CHUNK}
+    return rowcount(session.execute(_SETTLE_PLANNED, values)) or rowcount(session.execute(_SETTLE, values))
 
 
 def complete(session: Session) -> list[int]:
@@ -314,6 +355,8 @@ def remove_chunk(session: Session, mailing_id: int) -> bool:
 
     Messages on the wire stay until their batch is finished or swept.
     """
+    if batches.unplan(session, [mailing_id], BATCHES):
+        return True
     ids = list(
         session.scalars(
             sa.text(

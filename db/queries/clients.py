@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from db import phones
 from db.engine import Reader
 from db.models import ACTIVE_STATES, Base, Client, Mailing, Message, MessageStatus
-from db.queries import audience, audit
+from db.queries import audience, audit, batches
 from db.queries.notifications import notify_withdrawn
 from db.refusals import ConflictError, InvalidError, MissingError
 
@@ -116,17 +116,16 @@ def _withdraw(session: Session, client_id: int, reason: str) -> None:
     active = session.scalars(sa.select(Mailing.id).where(Mailing.state.in_(ACTIVE_STATES))).all()
     # The mailings are named one by one so that the unique key is probed, and locked in order so that two withdrawals
     # never wait for each other in a circle.
-    waiting = session.scalars(
-        sa.select(Message.id)
-        .where(Message.mailing_id.in_(active), Message.client_id == client_id, Message.status == MessageStatus.PENDING)
-        .order_by(Message.id)
-        .with_for_update()
-    ).all()
+    open_ones = sa.select(Message.id).where(Message.mailing_id.in_(active), Message.client_id == client_id)
+    held = session.scalars(open_ones.where(Message.status == MessageStatus.SENDING)).all()
+    taken_out = batches.take_out(session, held)
+    waits = sa.or_(Message.status == MessageStatus.PENDING, Message.id.in_(taken_out))
+    waiting = session.scalars(open_ones.where(waits).order_by(Message.id).with_for_update()).all()
     if waiting:
         session.execute(
             sa.update(Message)
             .where(Message.id.in_(waiting))
-            .values(status=MessageStatus.CANCELLED, next_attempt_at=None, last_error=reason)
+            .values(status=MessageStatus.CANCELLED, batch_id=None, next_attempt_at=None, last_error=reason)
             .execution_options(synchronize_session=False)
         )
     notify_withdrawn(session, client_id)

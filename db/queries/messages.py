@@ -32,6 +32,11 @@ class Filter(NamedTuple):
     reason: str | None = None  # of a failure: messages that failed for it
 
 
+# Messages of a batch that is only planned still wait, since they were written.
+_IS_PLANNED = "message.status = 'sending' AND message.batch_id IN (SELECT id FROM planned_batch)"
+STATUS = f"CASE WHEN {_IS_PLANNED} THEN 'pending' ELSE message.status END"
+DUE_AT = f"CASE WHEN {_IS_PLANNED} THEN message.created_at ELSE message.next_attempt_at END"
+
 # The tables, not the classes: rows are built faster without the ORM between.
 _MESSAGE, _CLIENT = Base.metadata.tables[Message.__tablename__], Base.metadata.tables[Client.__tablename__]
 _COLUMNS = (
@@ -39,10 +44,10 @@ _COLUMNS = (
     _MESSAGE.c.mailing_id,
     _MESSAGE.c.client_id,
     _CLIENT.c.phone,
-    _MESSAGE.c.status,
+    sa.literal_column(STATUS, _MESSAGE.c.status.type).label("status"),
     _MESSAGE.c.attempts,
     _MESSAGE.c.created_at,
-    _MESSAGE.c.next_attempt_at,
+    sa.literal_column(DUE_AT, _MESSAGE.c.next_attempt_at.type).label("next_attempt_at"),
     _MESSAGE.c.sent_at,
     _MESSAGE.c.last_error,
 )
@@ -136,6 +141,7 @@ def _ids(given: frozenset[str], status: MessageStatus | None, place: _Place, *, 
 # status was common: so it takes them in the order of an index until there are enough, rather than read a table, or
 # gather all messages of the mailing and sort.
 _OF_STATUS = "CASE status WHEN :status THEN true ELSE false END"
+_WAITS = f"CASE {STATUS} WHEN :status THEN true ELSE false END"
 _EXISTS = "EXISTS (SELECT FROM mailing WHERE id = :mailing_id AND deleted_at IS NULL)"
 
 # The client of the message with this id (or the next number), else that of the first message after it: some twenty
@@ -192,7 +198,7 @@ class _Place(NamedTuple):
             position = _POSITION.format(mailing_id=mailing_id, next=0 if self.backwards else 1)
             from_here = f"AND client_id {'<' if self.backwards else '>='} {position}"
         return f"""
-            SELECT id, client_id, status FROM message
+            SELECT id, client_id, {STATUS} AS status FROM message
             WHERE mailing_id = {mailing_id} AND {condition} {from_here}
             {self.order_by("client_id")} LIMIT {limit}
         """
@@ -200,7 +206,7 @@ class _Place(NamedTuple):
     def walk_all(self, limit: str = ":limit") -> str:
         """Return the first messages of all mailings from here on."""
         return f"""
-            SELECT id, status FROM message
+            SELECT id, {STATUS} AS status FROM message
             WHERE mailing_id NOT IN (SELECT id FROM mailing WHERE deleted_at IS NOT NULL) {self.beyond}
             {self.order_by("id")} LIMIT {limit}
         """
@@ -231,7 +237,12 @@ def _waiting_ids(place: _Place) -> str:
         ) AS few
         UNION ALL
         SELECT id FROM (
-            {place.walk("pair.mailing_id", f"{_OF_STATUS} AND 2 * pair.amount > pair.total")}
+            SELECT unnest(message_ids) AS id FROM planned_batch
+            WHERE mailing_id = pair.mailing_id AND 2 * pair.amount <= pair.total
+        ) AS planned WHERE true {place.beyond}
+        UNION ALL
+        SELECT id FROM (
+            {place.walk("pair.mailing_id", f"{_WAITS} AND 2 * pair.amount > pair.total")}
         ) AS many
         {place.order_by("id")} LIMIT :limit
     """
@@ -251,7 +262,8 @@ def _ids_on_the_wire(place: _Place, *, of_mailing: bool) -> str:
 
 def _ids_of_client(given: frozenset[str], place: _Place) -> sa.Select[int]:
     """One probe of the unique key for each mailing, of which there are few beside the messages."""
-    probes = sa.select(Message.id, Message.status).where(
+    status: sa.Label[str] = sa.literal_column(STATUS).label("status")
+    probes = sa.select(Message.id, status).where(
         Message.mailing_id == Mailing.id, Message.client_id == sa.bindparam("client_id")
     )
     if "reason" in given:

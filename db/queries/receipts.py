@@ -9,6 +9,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from db.models import Attempt, Mailing, Message, MessageStatus, Receipt
+from db.queries import batches
 from db.refusals import ConflictError, MissingError
 
 # `last_error` of a message whose failure was told without a reason, and the outcome in its history.
@@ -37,11 +38,14 @@ def apply(session: Session, message_id: int, status: MessageStatus, reason: str 
     )
     if message is None:
         raise MissingError("no such message")
-    if message.status is MessageStatus.SENDING:
+    was = message.status
+    if was is MessageStatus.SENDING and batches.take_out(session, [message_id], skip_locked=True):
+        was = MessageStatus.PENDING  # It was to be sent again.
+    if was is MessageStatus.SENDING:
         _keep(session, message_id, status, reason)
     elif not _may_have_been_accepted(session, message):
         raise ConflictError("this message was never sent", field="id")
-    elif message.status in (MessageStatus.SENT, MessageStatus.PENDING):
+    elif was in (MessageStatus.SENT, MessageStatus.PENDING):
         _settle(session, message, status, reason, now)
     return message.status
 
@@ -64,6 +68,7 @@ def _keep(session: Session, message_id: int, status: MessageStatus, reason: str 
 
 def _settle(session: Session, message: Message, status: MessageStatus, reason: str | None, now: datetime) -> None:
     message.status = status
+    message.batch_id = None
     message.next_attempt_at = None
     if status is MessageStatus.DELIVERED:
         message.sent_at = message.sent_at or now

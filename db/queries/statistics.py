@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from db.engine import Reader
 from db.models import Base, Mailing, MailingState, Message, MessageStatus, StatusCount
+from db.queries import messages
 
 Counts = dict[str, int]
 
@@ -78,11 +79,8 @@ def mailings_by_state(session: Session) -> Mapping[MailingState, int]:
 
 def recount(session: Session) -> Sequence[Difference]:
     """Count every message, and return where the counters say otherwise: nowhere, if all is well."""
-    actual = (
-        sa.select(Message.mailing_id, Message.status, sa.func.count().label("amount"))
-        .group_by(Message.mailing_id, Message.status)
-        .subquery()
-    )
+    told: sa.Label[str] = sa.literal_column(messages.STATUS).label("status")
+    actual = sa.select(Message.mailing_id, told, sa.func.count().label("amount")).group_by(sa.text("1, 2")).subquery()
     counted = (
         sa.select(StatusCount.mailing_id, StatusCount.status, sa.func.sum(StatusCount.amount).label("amount"))
         .group_by(StatusCount.mailing_id, StatusCount.status)

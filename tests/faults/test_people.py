@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from db.queries.messages import STATUS
 from tests.conftest import SystemMaker
 from tests.system import Mailing, System, at_this_load
 
@@ -101,7 +102,7 @@ def test_deleting_a_mailing(make_system: SystemMaker) -> None:
         assert time.monotonic() - began < EFFECT_SECONDS
         deleted_at = time.time()
         assert system.call("GET", f"/mailing/{mailing.id}/").status_code == 404
-        tables = ("message", "batch", "status_count", "status_flow")
+        tables = ("message", "batch", "planned_batch", "status_count", "status_flow")
         counts = " + ".join(f"(SELECT count(*) FROM {table} WHERE mailing_id = :id)" for table in tables)
         system.wait(lambda: system.scalar(f"SELECT {counts}", id=mailing.id) == 0, 60)
         assert system.scalar("SELECT count(*) FROM mailing WHERE id = :id", id=mailing.id) == 0
@@ -136,13 +137,13 @@ def test_deleted_and_opted_out_clients_get_nothing_two_seconds_later(make_system
 
 def clients(system: System, mailing: Mailing, status: str, order: str) -> list[int]:
     """Twenty clients whose message has this status."""
-    statement = f"SELECT client_id FROM message WHERE mailing_id = :id AND status = :status ORDER BY {order} LIMIT 20"
+    statement = f"SELECT client_id FROM message WHERE mailing_id = :id AND {STATUS} = :status ORDER BY {order} LIMIT 20"
     return [row[0] for row in system.rows(statement, id=mailing.id, status=status)]
 
 
 def nothing_waits(system: System, mailing: Mailing) -> bool:
     """Whether no message of the mailing could still be sent; what is on the wire may be waiting for its answer."""
-    statement = "SELECT count(*) FROM message WHERE mailing_id = :id AND status = 'pending'"
+    statement = f"SELECT count(*) FROM message WHERE mailing_id = :id AND {STATUS} = 'pending'"
     return bool(system.scalar(statement, id=mailing.id) == 0)
 
 

@@ -11,10 +11,10 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from db.models import Batch, GatewayState, Mailing, MailingState, Message, MessageStatus
-from db.queries import batches, gateway, mailings, processes
+from db.queries import audience, batches, gateway, mailings, processes
 from sender.dispatcher import Dispatcher
 from sender.places import BATCHES_TOGETHER
-from tests.factories import make_client, make_mailing, make_message
+from tests.factories import make_client, make_mailing, make_message, told_statuses
 
 PLACES = 6
 
@@ -81,6 +81,44 @@ def test_small_mailings_do_not_queue_up_behind_busy_threads_but_go_together_late
     assert session.scalar(sa.select(sa.func.count()).select_from(Batch)) == PLACES + 5
 
 
+@pytest.mark.parametrize("planned_first", [True, False])
+def test_planned_and_other_batches_go_in_one_round(
+    session: Session, dispatcher: Unpublished, monkeypatch: pytest.MonkeyPatch, planned_first: bool
+) -> None:
+    monkeypatch.setattr(batches, "BATCH_SIZE", 2)
+    for _ in range(6):
+        make_client(session)
+    made = []
+    for is_planned in (planned_first, not planned_first):
+        mailing = make_mailing(session) if is_planned else small_mailing(session)
+        made.append(mailing.id)
+        if is_planned:
+            audience.materialise_chunk(session, mailing.id)
+            session.commit()
+
+    dispatcher.release_round()
+
+    assert told_statuses(session).keys() == {"sending"}
+    sizes = session.execute(sa.select(Batch.mailing_id, sa.func.cardinality(Batch.message_ids))).all()
+    assert {mailing_id for mailing_id, _ in sizes} == set(made)
+    assert [size for _, size in sizes].count(2) == 3
+
+
+def test_under_a_rate_limit_planned_batches_go_in_parts(session: Session, dispatcher: Unpublished) -> None:
+    for _ in range(20):
+        make_client(session)
+    audience.materialise_chunk(session, make_mailing(session).id)
+    session.execute(sa.text("UPDATE gateway SET pace = 2"))
+    session.commit()
+
+    dispatcher.release_round()
+
+    sizes = session.scalars(sa.select(sa.func.cardinality(Batch.message_ids))).all()
+    assert sizes
+    assert max(sizes) <= 2
+    assert told_statuses(session) == {"sending": sum(sizes), "pending": 20 - sum(sizes)}
+
+
 def test_a_round_ends_when_the_broker_is_away(session: Session, dispatcher: Unpublished) -> None:
     for _ in range(2 * BATCHES_TOGETHER + 1):
         small_mailing(session)
@@ -89,7 +127,7 @@ def test_a_round_ends_when_the_broker_is_away(session: Session, dispatcher: Unpu
     dispatcher.release_round()
 
     assert len(dispatcher.published) == 1
-    assert set(session.scalars(sa.select(Message.status))) == {MessageStatus.PENDING}
+    assert told_statuses(session).keys() == {"pending"}
     assert not session.scalars(sa.select(Batch)).all()
 
 
@@ -150,8 +188,9 @@ def test_what_waits_in_the_queue_when_a_mailing_stops_is_settled_at_once(
     while not dispatcher.housekeeping_round():
         pass
 
-    messages = {m.mailing_id: (m.status.value, m.attempts) for m in session.scalars(sa.select(Message))}
-    assert messages == {mailing.id: (status, 0), other.id: ("sending", 0), taken.id: ("sending", 0)}
+    messages = {m.id: told_statuses(session, m) for m in (mailing, other, taken)}
+    assert messages == {mailing.id: {status: 1}, other.id: {"sending": 1}, taken.id: {"sending": 1}}
+    assert set(session.scalars(sa.select(Message.attempts))) == {0}
     assert set(session.scalars(sa.select(Batch.id))) == set(of_mailing.values()) - {of_mailing[mailing.id]}
     session.expire_all()
     assert mailing.state is state

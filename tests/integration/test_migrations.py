@@ -13,7 +13,9 @@ from flask import Flask
 
 from db.migrate import create_app
 from db.models import Base
+from db.queries import audience
 from tests.databases import fresh_database
+from tests.factories import make_client, make_mailing
 
 Indexes = set[str]
 
@@ -95,6 +97,25 @@ def test_the_way_back_keeps_every_message(engine: sa.Engine) -> None:
     assert rows(engine) == [("failed", None)]
     flask_migrate.upgrade()
     assert rows(engine) == [("failed", "unknown")]
+
+
+@pytest.mark.usefixtures("app")
+def test_the_way_back_from_planned_batches_has_each_message_wait_by_itself(engine: sa.Engine) -> None:
+    flask_migrate.upgrade()
+    with sa.orm.Session(engine) as session:
+        for _ in range(3):
+            make_client(session)
+        assert not audience.materialise_chunk(session, make_mailing(session).id)
+        session.commit()
+    before = counts(engine)
+
+    flask_migrate.downgrade(revision="0005")
+
+    assert rows(engine) == [("pending", None)] * 3
+    assert [amount for amount in counts(engine) if amount[1]] == [amount for amount in before if amount[1]]
+    with engine.connect() as connection:
+        due = sa.text("SELECT count(*) FROM message WHERE next_attempt_at <= now() AND batch_id IS NULL")
+        assert connection.scalar(due) == 3
 
 
 @pytest.mark.usefixtures("app")

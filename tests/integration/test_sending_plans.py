@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from db.models import Base, Mailing, MailingState, Message, MessageStatus
-from db.queries import audience, batches, failures, mailings, messages, outcomes
+from db.queries import audience, batches, clients, failures, mailings, messages, outcomes
 from db.queries.messages import Filter
 from db.queries.outcomes import Outcome
 from tests.databases import connected, fresh_database
@@ -27,6 +27,7 @@ from tests.plans import Plan, plans_of
 BIG = 60_000
 OLD_MAILINGS, OLD_SIZE = 200, 50
 BATCH = 500
+PLANNED = batches.BATCH_SIZE
 CHUNK = 2_000
 DUE, UNIQUE, PRIMARY = "ix_message_due", "uq_message_mailing_id_client_id", "pk_message"
 TROUBLE, REASON = "ix_message_trouble", "ix_message_reason"
@@ -46,11 +47,11 @@ def _fill(engine: sa.Engine, situation: str) -> None:
             session.execute(sa.text(f"ALTER TABLE {table} SET (autovacuum_enabled = false)"))
         if situation == "statistics of ten rows":
             _add_clients(session, 10)
-            _materialise(session, make_mailing(session).id)
+            _materialise(session, make_mailing(session, name="ten").id)
             session.execute(sa.text("ANALYZE"))
         _add_clients(session, BIG)
         _add_old_mailings(session)
-        _materialise(session, make_mailing(session, name="big").id)
+        _write(session, make_mailing(session, name="big"))
     if situation == "analysed":
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(sa.text("VACUUM ANALYZE"))
@@ -93,6 +94,19 @@ def _add_old_mailings(session: Session) -> None:
     session.commit()
 
 
+def _write(session: Session, mailing: Mailing) -> None:
+    """Have a message wait for every client, each by itself and due now."""
+    session.execute(
+        sa.text(
+            "INSERT INTO message (mailing_id, client_id, status, next_attempt_at)"
+            " SELECT :mailing_id, id, 'pending', now() FROM client ORDER BY id"
+        ),
+        {"mailing_id": mailing.id},
+    )
+    mailing.materialised_at = sa.func.now()
+    session.commit()
+
+
 def _materialise(session: Session, mailing_id: int) -> None:
     while audience.materialise_chunk(session, mailing_id):
         session.commit()
@@ -101,7 +115,7 @@ def _materialise(session: Session, mailing_id: int) -> None:
 
 @pytest.fixture
 def big(session: Session) -> Mailing:
-    """The mailing that was just written."""
+    """The mailing that was just written; its messages wait one by one."""
     return session.scalars(sa.select(Mailing).where(Mailing.name == "big")).one()
 
 
@@ -165,10 +179,16 @@ def _copy_messages(session: Session, mailing_id: int, other: Mailing) -> None:
 def test_due_and_under_way(session: Session, big: Mailing) -> None:
     release(session, big)
     with plans_of(session) as plans:
-        assert audience.due(session)[-1] == big.id
+        assert audience.due(session) == {big.id: False, **_of_ten_rows(session)}
         assert (big.id, BATCH, False, False) in batches.under_way(session)
 
     check(plans, rows=2, indexes={DUE})
+
+
+def _of_ten_rows(session: Session) -> dict[int, bool]:
+    """What is due of the mailing that statistics of ten rows were made of, if there is one."""
+    found = session.scalars(sa.select(Mailing.id).where(Mailing.state == MailingState.RUNNING, Mailing.name == "ten"))
+    return dict.fromkeys(found, True)
 
 
 def test_take(session: Session, big: Mailing) -> None:
@@ -446,12 +466,13 @@ def test_putting_failed_messages_back(session: Session, big: Mailing) -> None:
 
 def test_the_records_of_sent_messages_touch_no_index(database_url: str) -> None:
     with connected(database_url) as engine, Session(engine) as session:
-        _add_clients(session, 20 * BATCH)
+        _add_clients(session, 20 * PLANNED)
         mailing = make_mailing(session)
         _materialise(session, mailing.id)
         counts = [_heap_only_updates(session)]
         for _ in range(20):
-            taken = take(session, mailing)
+            [batch] = batches.release_planned(session, [mailing.id], PLANNED)
+            [taken] = batches.take(session, [batch.id], "worker")
             session.commit()
             outcomes.record(session, [], [(taken.id, r.message_id) for r in taken.recipients])
             batches.finish(session, [taken.id])
@@ -460,7 +481,7 @@ def test_the_records_of_sent_messages_touch_no_index(database_url: str) -> None:
 
         # The others found no room on their page. While another looks (autovacuum's ANALYZE), a batch finds less of it:
         # what is replaced is kept for him.
-        assert statistics.median(after - before for before, after in pairwise(counts)) >= 0.9 * BATCH
+        assert statistics.median(after - before for before, after in pairwise(counts)) >= 0.9 * PLANNED
 
 
 def _heap_only_updates(session: Session) -> int:
@@ -469,3 +490,70 @@ def _heap_only_updates(session: Session) -> int:
     return int(
         session.scalars(sa.text("SELECT n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'message'")).one()
     )
+
+
+# Planned batches come last: what these tests write and take back leaves the tables larger.
+
+
+@pytest.fixture
+def planned(session: Session) -> Mailing:
+    """One that is being written, in planned batches: 21 of them so far."""
+    mailing = make_mailing_unsaved(session)
+    for _ in range(2):
+        assert audience.materialise_chunk(session, mailing.id)
+    session.execute(sa.text("SET LOCAL enable_sort = on; SET LOCAL enable_bitmapscan = on"))  # As after its commit.
+    return mailing
+
+
+def test_release_of_planned_batches(session: Session, big: Mailing, planned: Mailing) -> None:
+    with plans_of(session) as plans:
+        assert audience.due(session) == {big.id: False, planned.id: True, **_of_ten_rows(session)}
+        [batch] = batches.release_planned(session, [planned.id], 2 * PLANNED)
+        [taken] = batches.take(session, [batch.id], "worker")
+
+    assert batch.messages == len(taken.recipients) == PLANNED
+    check(plans, rows=2 + 5 * PLANNED, indexes={DUE, PRIMARY}, clients=PLANNED)
+
+
+def test_taking_planned_batches_apart(session: Session, planned: Mailing) -> None:
+    with plans_of(session) as plans:
+        assert batches.unplan(session, [planned.id], 2) == 2 * PLANNED
+
+    check(plans, rows=2 * PLANNED, indexes={PRIMARY})
+
+
+def test_taking_a_message_out_of_a_planned_batch(session: Session, planned: Mailing) -> None:
+    client_id = session.scalars(sa.select(Message.client_id).where(Message.mailing_id == planned.id).limit(1)).one()
+    with plans_of(session) as plans:
+        clients.delete(session, client_id)
+
+    # Looked for among all open mailings, looked for in its batch, locked, and changed.
+    check(plans, rows=20, indexes={UNIQUE, PRIMARY}, clients=1)
+
+
+def test_settling_what_is_planned(session: Session, planned: Mailing) -> None:
+    planned.state, planned.finished_at = MailingState.CANCELLED, sa.func.now()
+    session.flush()
+    with plans_of(session) as plans:
+        assert audience.settle_chunk(session, planned.id) == audience.CHUNK
+
+    check(plans, rows=audience.CHUNK, indexes={PRIMARY})
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize(("of_mailing", "sent"), [(True, 0), (True, 15), (False, 0)])
+def test_a_page_of_planned_messages(
+    session: Session, planned: Mailing, sent: int, of_mailing: bool, backwards: bool
+) -> None:
+    for _ in range(sent):
+        [batch] = batches.release_planned(session, [planned.id], PLANNED)
+        [taken] = batches.take(session, [batch.id], "worker")
+        outcomes.record(session, [], [(taken.id, r.message_id) for r in taken.recipients])
+        batches.finish(session, [taken.id])
+    wanted = Filter(mailing_id=planned.id if of_mailing else None, status=MessageStatus.PENDING)
+    with plans_of(session) as plans:
+        found = messages.page(session, wanted, None, 50, backwards=backwards)
+
+    assert len(found) == 50
+    assert {row.status for row in found} == {MessageStatus.PENDING}
+    check(plans, rows=messages.NEAR + 100 + PLANNED * 21, indexes={UNIQUE, PRIMARY, DUE}, clients=50)

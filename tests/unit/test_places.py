@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from db.queries.batches import BATCH_SIZE
 from sender.places import (
-    BATCH_SIZE,
     BATCHES_TOGETHER,
     PIPELINE_SECONDS,
     in_turn,
