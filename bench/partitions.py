@@ -10,6 +10,7 @@ from functools import partial
 from bench.figures import Figure
 from bench.machinery import Bench, Database
 from db.queries import audience, batches, outcomes
+from db.queries.planned import BATCH_SIZE
 
 SECTION = "partitions"
 TITLE = "A partitioned message table"
@@ -95,7 +96,7 @@ def _send(database: Database, mailing_id: int) -> dict[str, float]:
         if more and len(under_way) < UNDER_WAY:
             began = time.perf_counter()
             with database.session() as session:
-                released = batches.release_planned(session, [mailing_id], batches.BATCH_SIZE)
+                released = batches.release_planned(session, [mailing_id], BATCH_SIZE)
             spent["released"] += time.perf_counter() - began
             more = bool(released)
             for new in released:

@@ -25,7 +25,7 @@ from common.stopping import stop_signal
 from db.engine import cause_name, make_engine
 from db.models import GatewayState
 from db.queries import audience, batches, gateway, imports, notifications, processes
-from db.queries.batches import BATCH_SIZE
+from db.queries.planned import BATCH_SIZE
 from sender import breaker
 from sender.actors import SEND_BATCHES
 from sender.broker import BATCHES_QUEUE, IMPORTS_QUEUE, SafeRabbitmqBroker, connect, publish
@@ -201,9 +201,10 @@ class Dispatcher:
                 break  # Nothing else could be published either, and between rounds the gateway is looked at.
             for batch in released:
                 held[batch.mailing_id] += share_of_place(batch.messages, size)
-            exhausted = [batch.mailing_id for batch in released if not batch.has_more]
-            for mailing_id in exhausted if len(exhausted) < len(released) else together:
-                del due[mailing_id]  # Nothing more of theirs is due.
+            exhausted = {batch.mailing_id for batch in released if not batch.has_more}
+            if len(exhausted) == len(released):  # Who got nothing has nothing either, or what is larger than was left.
+                exhausted = set(together)
+            due = {mailing_id: has_plan for mailing_id, has_plan in due.items() if mailing_id not in exhausted}
         self._was_idle = not held
         return bool(due) or not has_room
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from db.queries.batches import BATCH_SIZE
+from db.queries.planned import BATCH_SIZE
 
 # Small batches go to a worker together, so many where one of full size would: one transaction and one of the broker's
 # messages for all. Each takes as much of a place.

@@ -15,12 +15,12 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from db import rules
-from db.queries import batches
+from db.queries import batches, planned
 from db.queries.statements import rowcount
 from db.windows import Window, next_opening
 
 CHUNK = 20_000
-BATCHES = CHUNK // batches.BATCH_SIZE
+BATCHES = CHUNK // planned.BATCH_SIZE
 FIRST_CHUNK = 1_000  # so that the first message is at the gateway at once
 
 
@@ -150,7 +150,7 @@ _MATERIALISE_PLANNED = f"""
         INSERT INTO planned_batch (id, mailing_id, message_ids)
         SELECT batch_id, :mailing_id, array_agg(id) FROM written GROUP BY batch_id
         RETURNING mailing_id, message_ids
-    ), {batches.COUNTED_AS_PENDING}
+    ), {planned.COUNTED_AS_PENDING}
     SELECT count(*), max(id) FROM audience
 """
 _MATERIALISE = """
@@ -197,7 +197,7 @@ def materialise_chunk(session: Session, mailing_id: int) -> bool:
         "tags": mailing.tags,
         "chunk": chunk,
         "ends_at": mailing.ends_at,
-        "batch_size": batches.BATCH_SIZE,
+        "batch_size": planned.BATCH_SIZE,
     }
     # PostgreSQL reads the audience in its order, and keeps that but for a join: sorting it again costs a tenth.
     parts = {"audience": _AUDIENCE, "due_at": "now()", "openings": "", "in_order": "", "who_is_new": ""}
@@ -270,7 +270,7 @@ def reschedule_chunk(session: Session) -> bool:
     ).one_or_none()
     if mailing is None:
         return False
-    if batches.unplan(session, [mailing.id], BATCHES):
+    if planned.unplan(session, [mailing.id], BATCHES):
         return True
     last = _reschedule(session, mailing, _NEXT_CHUNK, {"cursor": mailing.rescheduled_through, "chunk": CHUNK})
     session.execute(
@@ -317,7 +317,7 @@ _SETTLE = sa.text(f"""
         ORDER BY next_attempt_at LIMIT :chunk FOR UPDATE SKIP LOCKED
     ))
 """)
-_SETTLE_PLANNED = sa.text(f"{batches.UNPLANNED} {_SETTLED} {batches.IS_UNPLANNED}")
+_SETTLE_PLANNED = sa.text(f"{planned.UNPLANNED} {_SETTLED} {planned.IS_UNPLANNED}")
 # Until the chunk is committed nobody moves the end.
 _HAS_ENDED = sa.text(
     "SELECT id FROM mailing WHERE id = :mailing_id AND (state = 'cancelled' OR ends_at <= now()) FOR SHARE"
@@ -355,7 +355,7 @@ def remove_chunk(session: Session, mailing_id: int) -> bool:
 
     Messages on the wire stay until their batch is finished or swept.
     """
-    if batches.unplan(session, [mailing_id], BATCHES):
+    if planned.unplan(session, [mailing_id], BATCHES):
         return True
     ids = list(
         session.scalars(

@@ -1,8 +1,6 @@
-"""Batches of messages: plan, release, take, give back, sweep. What became of the messages: `queries.outcomes`.
+"""Batches of messages: release, take, give back, sweep. What became of the messages: `queries.outcomes`.
 
-Messages that are due when they are written are written in batches (`audience.materialise_chunk`), which costs a message
-one change less: it is `sending` from the beginning, and counted as `pending` while its batch is only planned. Others
-are `pending` one by one, with the time at which they are due, and gathered when that has come.
+Those that wait one by one are gathered when they are due; planned batches (`queries.planned`) are released as they are.
 
 All times here are the database's (`now()`): machines with different clocks must agree on leases.
 Every change of a message is guarded by the batch it is in, so a late or doubled worker cannot overwrite a newer state.
@@ -20,13 +18,12 @@ from sqlalchemy.orm import Session
 
 from db import placeholders
 from db.models import MessageStatus
+from db.queries import planned
 from db.queries.notifications import notify_work
 from db.queries.outcomes import Outcome, apply_receipts, write_history
 from db.queries.statements import as_array, rowcount
 from db.windows import Window
 
-# Messages of a planned batch, and the most that are released together.
-BATCH_SIZE = 1000
 # A batch that no worker takes in this time was lost on the way (RabbitMQ wiped, message dropped).
 UNTAKEN_LEASE_SECONDS = 30
 # A worker renews its leases twice a second; one that is silent for this long is dead or frozen.
@@ -99,16 +96,6 @@ class Released(NamedTuple):
     has_more: bool  # its mailing may have more to release
 
 
-# To the trigger on `message` those in planned batches are `sending`: what plans a batch, or ends that, says how many
-# are `pending` instead.
-_COUNTED = """counted AS (
-        INSERT INTO status_count (mailing_id, status, amount)
-        SELECT mailing_id, change.status, change.step * cardinality(message_ids)
-        FROM {batches}, (VALUES ('pending', {sign}1), ('sending', {other}1)) AS change (status, step)
-    )"""
-COUNTED_AS_PENDING = _COUNTED.format(batches="planned", sign="+", other="-")
-_COUNTED_AS_SENDING = _COUNTED.format(batches="unplanned", sign="-", other="+")
-
 # The mailings are gone through in the order of the array, as many batches as fit.
 _RELEASE_PLANNED = sa.text(f"""
     WITH next AS MATERIALIZED (
@@ -124,7 +111,7 @@ _RELEASE_PLANNED = sa.text(f"""
             SELECT planned_batch.id FROM planned_batch JOIN next ON next.id = planned_batch.id
             WHERE next.messages <= :size FOR UPDATE OF planned_batch SKIP LOCKED
         )) RETURNING *
-    ), {_COUNTED_AS_SENDING}
+    ), {planned.COUNTED_AS_SENDING}
     INSERT INTO batch (id, mailing_id, message_ids, lease_until)
     SELECT id, mailing_id, message_ids, now() + make_interval(secs => :lease) FROM unplanned
     RETURNING id, mailing_id, cardinality(message_ids), EXISTS (
@@ -139,62 +126,6 @@ def release_planned(session: Session, mailing_ids: Sequence[int], size: int) -> 
         _RELEASE_PLANNED, {"mailing_ids": as_array(mailing_ids), "size": size, "lease": UNTAKEN_LEASE_SECONDS}
     )
     return [Released._make(row) for row in rows]
-
-
-# The next planned batches of mailings are no more, and the statement goes on to say what becomes of their messages.
-UNPLANNED = f"""
-    WITH unplanned AS (
-        DELETE FROM planned_batch WHERE id = ANY(ARRAY(
-            SELECT next.id FROM unnest(CAST(:mailing_ids AS bigint[])) AS wanted (mailing_id), LATERAL (
-                SELECT id FROM planned_batch WHERE mailing_id = wanted.mailing_id
-                ORDER BY id LIMIT :batches FOR UPDATE SKIP LOCKED
-            ) AS next
-        )) RETURNING *
-    ), {_COUNTED_AS_SENDING}
-"""
-IS_UNPLANNED = "message.id = ANY(ARRAY(SELECT unnest(message_ids) FROM unplanned))"
-
-_UNPLAN = sa.text(f"""
-    {UNPLANNED}
-    UPDATE message SET status = 'pending', batch_id = NULL, next_attempt_at = created_at WHERE {IS_UNPLANNED}
-""")
-
-
-def unplan(session: Session, mailing_ids: Sequence[int], batches: int = 1) -> int:
-    """Have the messages of the next planned batches of each of these mailings wait one by one; their count."""
-    return rowcount(session.execute(_UNPLAN, {"mailing_ids": as_array(mailing_ids), "batches": batches}))
-
-
-_TAKE_OUT = f"""
-    WITH planned AS MATERIALIZED (
-        SELECT id FROM planned_batch
-        WHERE id = ANY(ARRAY(SELECT batch_id FROM message WHERE id = ANY(CAST(:ids AS bigint[]))))
-        ORDER BY id FOR UPDATE {{skip_locked}}
-    ), unplanned AS (
-        UPDATE planned_batch SET message_ids = array_remove(planned_batch.message_ids, message.id)
-        FROM planned, message
-        WHERE planned_batch.id = planned.id AND message.batch_id = planned.id
-          AND message.id = ANY(CAST(:ids AS bigint[]))
-        RETURNING planned.id AS batch_id, planned_batch.message_ids = '{{{{}}}}' AS is_empty,
-                  message.mailing_id, ARRAY[message.id] AS message_ids
-    ), {_COUNTED_AS_SENDING}
-    SELECT message_ids[1] AS id, batch_id, is_empty FROM unplanned
-"""
-
-
-def take_out(session: Session, message_ids: Sequence[int], *, skip_locked: bool = False) -> Sequence[int]:
-    """Take those of a client's messages whose batches are only planned out of them; their ids.
-
-    They are in no batch any more, and the caller must change them at once. Who holds a lock on messages must
-    `skip_locked`, as all others lock batches first: a batch that somebody else has in hand is then left alone.
-    """
-    if not message_ids:
-        return []
-    statement = sa.text(_TAKE_OUT.format(skip_locked="SKIP LOCKED" if skip_locked else ""))
-    taken_out = session.execute(statement, {"ids": as_array(message_ids)}).all()
-    if empty := [row.batch_id for row in taken_out if row.is_empty]:
-        session.execute(sa.text("DELETE FROM planned_batch WHERE id = ANY(:ids)"), {"ids": empty})
-    return [row.id for row in taken_out]
 
 
 # The mailings are gone through in the order of the array, each in that of its index, until there are enough: LATERAL
@@ -231,7 +162,7 @@ def release(session: Session, mailing_ids: Sequence[int], size: int, *, is_probe
     """
     values = {"mailing_ids": as_array(mailing_ids), "size": size, "lease": UNTAKEN_LEASE_SECONDS, "is_probe": is_probe}
     rows = session.execute(_RELEASE, values).all()
-    if not rows and unplan(session, mailing_ids):
+    if not rows and planned.unplan(session, mailing_ids):
         rows = session.execute(_RELEASE, values).all()
     has_more = sum(row.messages for row in rows) == size
     return [Released(row.id, row.mailing_id, row.messages, has_more) for row in rows]
@@ -334,7 +265,7 @@ _RECLAIM = sa.text("""
 _WITHDRAW = sa.text(f"""
     WITH planned AS (
         DELETE FROM batch WHERE id = {_IN_ORDER} AND worker_id IS NULL RETURNING id, mailing_id, message_ids
-    ), {COUNTED_AS_PENDING}
+    ), {planned.COUNTED_AS_PENDING}
     INSERT INTO planned_batch (id, mailing_id, message_ids) SELECT * FROM planned
 """)
 

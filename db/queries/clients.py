@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from db import phones
 from db.engine import Reader
 from db.models import ACTIVE_STATES, Base, Client, Mailing, Message, MessageStatus
-from db.queries import audience, audit, batches
+from db.queries import audience, audit, planned
 from db.queries.notifications import notify_withdrawn
 from db.refusals import ConflictError, InvalidError, MissingError
 
@@ -118,7 +118,7 @@ def _withdraw(session: Session, client_id: int, reason: str) -> None:
     # never wait for each other in a circle.
     open_ones = sa.select(Message.id).where(Message.mailing_id.in_(active), Message.client_id == client_id)
     held = session.scalars(open_ones.where(Message.status == MessageStatus.SENDING)).all()
-    taken_out = batches.take_out(session, held)
+    taken_out = planned.take_out(session, held)
     waits = sa.or_(Message.status == MessageStatus.PENDING, Message.id.in_(taken_out))
     waiting = session.scalars(open_ones.where(waits).order_by(Message.id).with_for_update()).all()
     if waiting:

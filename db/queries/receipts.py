@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from db.models import Attempt, Mailing, Message, MessageStatus, Receipt
-from db.queries import batches
+from db.queries import planned
 from db.refusals import ConflictError, MissingError
 
 # `last_error` of a message whose failure was told without a reason, and the outcome in its history.
@@ -39,7 +39,7 @@ def apply(session: Session, message_id: int, status: MessageStatus, reason: str 
     if message is None:
         raise MissingError("no such message")
     was = message.status
-    if was is MessageStatus.SENDING and batches.take_out(session, [message_id], skip_locked=True):
+    if was is MessageStatus.SENDING and planned.take_out(session, [message_id], skip_locked=True):
         was = MessageStatus.PENDING  # It was to be sent again.
     if was is MessageStatus.SENDING:
         _keep(session, message_id, status, reason)

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from db.models import Batch, GatewayState, Mailing, MailingState, Message, MessageStatus
-from db.queries import audience, batches, gateway, mailings, processes
+from db.queries import audience, batches, gateway, mailings, planned, processes
 from sender.dispatcher import Dispatcher
 from sender.places import BATCHES_TOGETHER
 from tests.factories import make_client, make_mailing, make_message, told_statuses
@@ -85,7 +85,7 @@ def test_small_mailings_do_not_queue_up_behind_busy_threads_but_go_together_late
 def test_planned_and_other_batches_go_in_one_round(
     session: Session, dispatcher: Unpublished, monkeypatch: pytest.MonkeyPatch, planned_first: bool
 ) -> None:
-    monkeypatch.setattr(batches, "BATCH_SIZE", 2)
+    monkeypatch.setattr(planned, "BATCH_SIZE", 2)
     for _ in range(6):
         make_client(session)
     made = []

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from sender import exchanges
+from sender import connection, exchanges
 from sender.answers import Verdict
 from sender.delivery import Called, Delivery, Skip, Skipped
 from sender.worker import _allow_many_connections
@@ -132,6 +132,22 @@ def test_answer_with_the_head_of_another_has_a_body_and_an_end_of_its_own() -> N
 
     with Server(cut) as server:
         assert [verdict for verdict, _ in verdicts(server.url, 2)] == [Verdict.ACCEPTED, Verdict.UNKNOWN]
+
+
+def test_few_heads_are_remembered_and_none_that_says_more_than_a_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEADS", 3)
+    fields = [b"Date: %d" % second for second in range(8)] + [b"Retry-After: 1", b"Connection: close"]
+    later = iter(fields)
+
+    def serve(peer: Peer) -> None:
+        while peer.read():
+            peer.say(OK.replace(b"\r\n", b"\r\n%b\r\n" % next(later), 1))
+
+    with Server(serve) as server, client_for(server.url, concurrency=1) as client:
+        found = [only(results(client, delivery(400 + number))).judgement.verdict for number in range(len(fields))]
+        heads = client._exchanges._origin.heads
+    assert found == [Verdict.ACCEPTED] * len(fields)
+    assert [head.splitlines()[1] for head in heads] == [b"Date: 6", b"Date: 7"]
 
 
 def test_connection_that_the_server_will_close_is_not_used_again() -> None:

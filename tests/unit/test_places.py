@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from db.queries.batches import BATCH_SIZE
+from db.queries.planned import BATCH_SIZE
 from sender.places import (
     BATCHES_TOGETHER,
     PIPELINE_SECONDS,
