@@ -14,7 +14,7 @@ from api.fields import Answer, KeyQuery, QueryNumber, about, choice
 from api.mailings import STATUSES, ByStatus, MailingSchema
 from api.mailings import represent as represent_mailing
 from api.paging import next_key
-from db.engine import Reader
+from db.engine import Database
 from db.models import Attempt, MessageStatus
 from db.queries import mailings, messages, statistics
 
@@ -106,8 +106,8 @@ def _represent_attempt(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def _page(reader: Reader, wanted: messages.Filter, query: dict[str, Any]) -> dict[str, Any]:
-    rows = messages.page(reader, wanted, query["after"], query["limit"])
+def _page(database: Database, wanted: messages.Filter, query: dict[str, Any]) -> dict[str, Any]:
+    rows = messages.page(database, wanted, query["after"], query["limit"])
     items = [represent(row) for row in rows]
     return {"items": items, "next": next_key(items, query["limit"])}
 
@@ -125,8 +125,8 @@ class Messages(MethodView):
         """
         status = MessageStatus(query["status"]) if "status" in query else None
         wanted = messages.Filter(query.get("mailing_id"), query.get("client_id"), status)
-        with reading() as reader:
-            return _page(reader, wanted, query)
+        with reading() as database:
+            return _page(database, wanted, query)
 
 
 @blueprint.route("/<id:message_id>/", parameters=id_parameter("message_id", "message"))
@@ -153,10 +153,10 @@ class MessagesOfMailing(MethodView):
 
         The messages are paged by key: hand `next` back as `after`.
         """
-        with reading() as reader:
-            mailing = mailings.get_row(reader, mailing_id)
-            by_status = statistics.of_mailing(reader, mailing_id)
-            page = _page(reader, messages.Filter(mailing_id=mailing_id), query)
+        with reading() as database:
+            mailing = mailings.get_row(database, mailing_id)
+            by_status = statistics.of_mailing(database, mailing_id)
+            page = _page(database, messages.Filter(mailing_id=mailing_id), query)
         return {
             "mailing": represent_mailing(mailing),
             "messages": sum(by_status.values()),

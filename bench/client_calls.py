@@ -13,7 +13,7 @@ import ssl
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
@@ -43,7 +43,7 @@ def check(status: int, body: bytes) -> None:
 
 def call_with_ours(url: str, calls: int, in_flight: int) -> None:
     """The sender's client as it is, with everything it does for a call: terms, judging, places in flight."""
-    from sqlalchemy.orm import sessionmaker
+    from sqlalchemy import create_engine
 
     from db.queries.batches import Recipient, Standing, TakenBatch
     from sender.answers import Verdict
@@ -53,6 +53,7 @@ def call_with_ours(url: str, calls: int, in_flight: int) -> None:
     from sender.outcomes import Terms
     from sender.pacer import Pacer
     from sender.recorder import GROUP_SECONDS
+    from sender.worker import BATCH_THREADS
 
     class Sink:
         """Counts as the recorder does, and frees the places as often as it does."""
@@ -79,19 +80,25 @@ def call_with_ours(url: str, calls: int, in_flight: int) -> None:
                 self._freed += unfreed
 
     # A pacer that was told no rate sets no limit, and needs no database.
-    client = GatewayClient(url, "bench", TIMEOUT_SECONDS, in_flight, Pacer(sessionmaker()))
+    client = GatewayClient(url, "bench", TIMEOUT_SECONDS, in_flight, Pacer(create_engine("postgresql+psycopg2://")))
     sink = Sink()
     ends_at = datetime.now(UTC) + timedelta(hours=1)
     client.start()
+    freeing = threading.Thread(target=sink.free_places)
+    freeing.start()
+    at_hand: deque[Delivery] = deque()
     for first in range(1, calls + 1, 500):
+        if len(at_hand) == BATCH_THREADS:
+            at_hand.popleft().begun.wait()
         recipients = [
             Recipient(message_id, message_id, 0, f"+{PHONE}", "Europe/Moscow", {}, opted_out=False)
             for message_id in range(first, min(first + 500, calls + 1))
         ]
         batch = TakenBatch(first, 1, TEXT, Standing(True, ends_at, None), False, recipients)
         todo = [Call(recipient, PHONE, TEXT) for recipient in recipients]
-        client.submit(Delivery(batch, Terms(ends_at, None, False, 20), todo, DatabaseClock(), 3600.0, sink))
-    sink.free_places()
+        at_hand.append(Delivery(batch, Terms(ends_at, None, False, 20), todo, DatabaseClock(), 3600.0, sink))
+        client.submit(at_hand[-1])
+    freeing.join()
     client.close()
     if sink.good != calls:
         raise CallError(f"{sink.good} of {calls} were accepted")

@@ -10,7 +10,7 @@ from datetime import datetime
 
 import dramatiq
 import structlog
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy import Connection, Engine
 
 from db.models import MessageStatus
 from db.placeholders import UnfillableError, fill
@@ -37,7 +37,7 @@ class BatchSender:
 
     def __init__(
         self,
-        sessions: sessionmaker[Session],
+        engine: Engine,
         process_id: str,
         client: GatewayClient,
         recorder: Recorder,
@@ -45,7 +45,7 @@ class BatchSender:
         clock: DatabaseClock,
         max_attempts: int,
     ) -> None:
-        self._sessions = sessions
+        self._engine = engine
         self._process_id = process_id
         self._client = client
         self._recorder = recorder
@@ -74,19 +74,19 @@ class BatchSender:
         slow = [d.batch_id for d in deliveries if not d.done.wait(max(0.0, patience_ends - time.monotonic()))]
         if slow:
             with contextlib.suppress(GivenUpError):
-                until_committed(self._sessions, lambda session: batches.note_begun(session, slow), self._giving_up)
+                until_committed(self._engine, lambda connection: batches.note_begun(connection, slow), self._giving_up)
 
     def _take(self, batch_ids: Sequence[int]) -> list[TakenBatch]:
         is_repeat = False
 
-        def work(session: Session) -> list[TakenBatch]:
+        def work(connection: Connection) -> list[TakenBatch]:
             nonlocal is_repeat
             # The answer to a commit may have been lost: then the batches are ours, and nobody knows of it.
             again = self._keeper.not_kept(batch_ids) if is_repeat else []
             is_repeat = True
-            return batches.take(session, batch_ids, self._process_id, again)
+            return batches.take(connection, batch_ids, self._process_id, again)
 
-        return until_committed(self._sessions, work, self._giving_up)
+        return until_committed(self._engine, work, self._giving_up)
 
     def _try_to_begin(self, batch: TakenBatch, taken_at: float) -> Delivery | None:
         try:

@@ -16,9 +16,8 @@ from typing import TypeVar
 
 import psycopg2
 import structlog
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session, sessionmaker
 
 from common.settings import Settings
 from common.stopping import stop_signal
@@ -55,9 +54,8 @@ class Dispatcher:
 
     def __init__(self, engine: Engine, broker: SafeRabbitmqBroker, rate_limit: float | None) -> None:
         self._engine = engine
-        self._sessions = sessionmaker(engine, expire_on_commit=False)
         self._broker = broker
-        self._gateway = GatewayWatch(self._sessions, rate_limit)
+        self._gateway = GatewayWatch(self._engine, rate_limit)
         self._name = process_name("dispatcher")
         self._stopping = threading.Event()
         self._leading = threading.Event()
@@ -91,8 +89,8 @@ class Dispatcher:
         for thread in threads:
             thread.join(timeout=10)
         try:
-            self._commit(lambda session: processes.drop_lead(session, LEAD_ROLE, self._name))
-            self._commit(lambda session: processes.leave(session, self._name))
+            self._commit(lambda connection: processes.drop_lead(connection, LEAD_ROLE, self._name))
+            self._commit(lambda connection: processes.leave(connection, self._name))
         except SQLAlchemyError:
             log.warning("sign_off_failed")
         log.info("dispatcher_stopped", process=self._name)
@@ -110,9 +108,9 @@ class Dispatcher:
                 log.exception("loop_failed", loop=name)
                 self._stopping.wait(1.0)
 
-    def _commit(self, work: Callable[[Session], _T]) -> _T:
-        with self._sessions.begin() as session:
-            return work(session)
+    def _commit(self, work: Callable[[Connection], _T]) -> _T:
+        with self._engine.begin() as connection:
+            return work(connection)
 
     def _wake(self) -> None:
         self._release_wanted.set()
@@ -137,9 +135,9 @@ class Dispatcher:
                 log.warning("dispatcher_lost_lead", process=self._name)
                 self._leading.clear()
 
-    def _renew_lead(self, session: Session) -> bool:
-        processes.beat(session, self._name, "dispatcher", 0)
-        return processes.hold_lead(session, LEAD_ROLE, self._name, LEAD_LEASE_SECONDS)
+    def _renew_lead(self, connection: Connection) -> bool:
+        processes.beat(connection, self._name, "dispatcher", 0)
+        return processes.hold_lead(connection, LEAD_ROLE, self._name, LEAD_LEASE_SECONDS)
 
     def _listen(self) -> None:
         with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -181,9 +179,9 @@ class Dispatcher:
         if self._gateway.state is not GatewayState.CLOSED:
             self._probe()
             return False
-        with self._sessions.begin() as session:
-            room, size = places(processes.capacity(session), self._gateway.rate)
-            under_way = batches.under_way(session)
+        with self._engine.begin() as connection:
+            room, size = places(processes.capacity(connection), self._gateway.rate)
+            under_way = batches.under_way(connection)
             held: defaultdict[int, float] = defaultdict(float)
             for earlier in under_way:
                 held[earlier.mailing_id] += 0 if earlier.is_begun else share_of_place(earlier.messages, size)
@@ -191,7 +189,7 @@ class Dispatcher:
             # not in the queue: then it goes together, and the next mailing does not wait behind it.
             queued = sum(not earlier.is_taken for earlier in under_way)
             has_room = queued < room and sum(held.values()) < room
-            due = audience.due(session) if has_room else {}
+            due = audience.due(connection) if has_room else {}
         if not held and not self._was_idle:
             self._housekeeping_wanted.set()  # The last batch is back: a mailing may be complete.
         while not self._stopping.is_set() and (chosen := in_turn(due, held, self._last_served, room)):
@@ -213,9 +211,9 @@ class Dispatcher:
     ) -> list[batches.Released] | None:
         """Release and publish batches of `size` messages together, if any are due; None when the broker is away."""
 
-        def work(session: Session) -> list[batches.Released]:
-            planned = batches.release_planned(session, mailing_ids, size) if as_planned else []
-            return planned or batches.release(session, mailing_ids, size, is_probe=is_probe)
+        def work(connection: Connection) -> list[batches.Released]:
+            planned = batches.release_planned(connection, mailing_ids, size) if as_planned else []
+            return planned or batches.release(connection, mailing_ids, size, is_probe=is_probe)
 
         released = self._commit(work)
         ids = [batch.id for batch in released]
@@ -359,7 +357,7 @@ class Dispatcher:
 
     def _hand_out_imports(self) -> None:
         # Each is named once and then given some time: one that could not be published now is named again after that.
-        for import_id in self._commit(lambda session: list(imports.waiting(session, imports.clock(session)))):
+        for import_id in self._commit(lambda connection: list(imports.waiting(connection, imports.clock(connection)))):
             self._publish(IMPORTS_QUEUE, IMPORT_CLIENTS, import_id)
 
 

@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterable
 import psycopg2
 import psycopg2.extensions
 import structlog
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
 
 from db.models import GatewayState
 from db.queries import batches, gateway, notifications, processes
@@ -109,8 +108,8 @@ class Keeper:
                 log.warning("keeper_lost_database")
                 self._stopped.wait(INTERVAL_SECONDS)
         try:
-            with Session(self._engine) as session, session.begin():
-                processes.leave(session, self._process_id)
+            with self._engine.begin() as connection:
+                processes.leave(connection, self._process_id)
         except SQLAlchemyError:
             log.warning("sign_off_failed")
 
@@ -121,9 +120,8 @@ class Keeper:
             assert raw is not None
             connection.exec_driver_sql(f"LISTEN {notifications.WITHDRAWN}")
             self._start_afresh()
-            session = Session(connection)
             while not self._stopped.is_set():
-                self._beat(session)
+                self._beat(connection)
                 self._listen(raw, INTERVAL_SECONDS)
 
     def _start_afresh(self) -> None:
@@ -132,11 +130,11 @@ class Keeper:
             for delivery in self._deliveries.values():
                 delivery.stop()
 
-    def _beat(self, session: Session) -> None:
+    def _beat(self, connection: Connection) -> None:
         asked_at = time.monotonic()
-        processes.beat(session, self._process_id, "sender", self._capacity)
+        processes.beat(connection, self._process_id, "sender", self._capacity)
         read_at = time.monotonic()
-        state = gateway.read(session)
+        state = gateway.read(connection)
         self._clock.sync(state.now, read_at)
         rates = [rate for rate in (self._rate_limit, state.pace) if rate]
         self._pacer.rate = min(rates) if rates else None
@@ -145,7 +143,7 @@ class Keeper:
         with self._lock:
             deliveries = dict(self._deliveries)
         if deliveries:
-            standings = batches.renew(session, self._process_id, list(deliveries))
+            standings = batches.renew(connection, self._process_id, list(deliveries))
             for batch_id, delivery in deliveries.items():
                 delivery.renewed(standings.get(batch_id), batches.TAKEN_LEASE_SECONDS, asked_at)
                 if not self.gateway_closed and not delivery.terms.is_probe:

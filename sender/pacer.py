@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Callable
 
 import structlog
+from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session, sessionmaker
 
 from db.queries import gateway
 
@@ -25,8 +25,8 @@ STALE_SECONDS = 0.03
 class Pacer:
     """Hands out the moments at which calls may start. `rate` is in messages per second, None = no limit."""
 
-    def __init__(self, sessions: sessionmaker[Session]) -> None:
-        self._sessions = sessions
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self.demand = 0  # calls that wait for a slot: no more are leased, those left over would be lost to everyone
         self.wake: Callable[[], None] = lambda: None  # called when there are new slots
         self.rate: float | None = None
@@ -101,8 +101,8 @@ class Pacer:
         count = min(self._lease_size(rate), self.demand - len(self._slots))
         if count <= 0:
             return
-        with self._sessions.begin() as session:
-            first = gateway.lease_slots(session, count, rate)
+        with self._engine.begin() as connection:
+            first = gateway.lease_slots(connection, count, rate)
         start = time.monotonic() + first
         self._slots.extend(start + index / rate for index in range(count))
         self.wake()

@@ -17,8 +17,8 @@ from datetime import datetime
 from typing import TypeVar
 
 import structlog
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session, sessionmaker
 
 from db.engine import cause_name, is_passing
 from db.queries import batches, gateway
@@ -43,7 +43,7 @@ class GivenUpError(Exception):
     """The process ends and the database is still away: leases will run out, nothing is lost."""
 
 
-def until_committed(sessions: sessionmaker[Session], work: Callable[[Session], _T], giving_up: threading.Event) -> _T:
+def until_committed(engine: Engine, work: Callable[[Connection], _T], giving_up: threading.Event) -> _T:
     """Run and commit; while the database is away, wait for it: results in hand must not be lost.
 
     The work is done again also when it was committed and only the answer was lost: it must bear that. What is guarded
@@ -53,8 +53,8 @@ def until_committed(sessions: sessionmaker[Session], work: Callable[[Session], _
     pause, longest = PAUSES_SECONDS
     while True:
         try:
-            with sessions.begin() as session:
-                return work(session)
+            with engine.begin() as connection:
+                return work(connection)
         except SQLAlchemyError as error:
             if not is_passing(error):
                 raise
@@ -68,8 +68,8 @@ def until_committed(sessions: sessionmaker[Session], work: Callable[[Session], _
 class Recorder:
     """Takes results from the gateway's loop and brings them into the database on a thread of its own."""
 
-    def __init__(self, sessions: sessionmaker[Session], clock: DatabaseClock) -> None:
-        self._sessions = sessions
+    def __init__(self, engine: Engine, clock: DatabaseClock) -> None:
+        self._engine = engine
         self._clock = clock
         # Called after each commit with the number of calls recorded, by mailing.
         self.on_recorded: Callable[[Counter[int]], None] = lambda _calls: None
@@ -142,7 +142,7 @@ class Recorder:
         found = self._sort(group)
         finished_ids = [delivery.batch_id for delivery in finished]
         try:
-            until_committed(self._sessions, lambda session: _record(session, *found, finished_ids), self._giving_up)
+            until_committed(self._engine, lambda connection: _record(connection, *found, finished_ids), self._giving_up)
         except (GivenUpError, SQLAlchemyError) as error:
             if results.total() > 1 and not isinstance(error, GivenUpError):
                 for half in _halves(group):
@@ -165,8 +165,8 @@ class Recorder:
 
     def _tell_of_room(self) -> None:
         # A hint: a dispatcher that misses it looks by itself soon.
-        with contextlib.suppress(SQLAlchemyError), self._sessions.begin() as session:
-            batches.tell_of_room(session)
+        with contextlib.suppress(SQLAlchemyError), self._engine.begin() as connection:
+            batches.tell_of_room(connection)
 
     def _sort(self, group: _Group) -> tuple[list[tuple[int, int]], list[tuple[int, Outcome]], dict[int, gateway.Tally]]:
         """The messages accepted at once, what to write of the others, and how the gateway answered, by mailing."""
@@ -189,16 +189,16 @@ class Recorder:
 
 
 def _record(
-    session: Session,
+    connection: Connection,
     sent: Sequence[tuple[int, int]],
     outcomes: Sequence[tuple[int, Outcome]],
     tallies: Mapping[int, gateway.Tally],
     finished: Sequence[int],
 ) -> None:
     # Nothing is recorded any more when all this was committed before, and only the answer was lost.
-    if record(session, outcomes, sent):
-        gateway.add_tallies(session, tallies)
-    batches.finish(session, finished)
+    if record(connection, outcomes, sent):
+        gateway.add_tallies(connection, tallies)
+    batches.finish(connection, finished)
 
 
 def _halves(group: _Group) -> tuple[_Group, _Group]:

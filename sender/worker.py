@@ -15,7 +15,6 @@ import uuid
 import dramatiq
 import structlog
 from dramatiq import Worker
-from sqlalchemy.orm import sessionmaker
 
 from common.settings import Settings
 from common.stopping import stop_signal
@@ -75,18 +74,17 @@ def run_batches(settings: Settings) -> None:
         idle_transaction_seconds=IDLE_TRANSACTION_SECONDS,
         pre_ping=False,
     )
-    sessions = sessionmaker(engine, expire_on_commit=False)
     clock = DatabaseClock()
-    pacer = Pacer(sessions)
+    pacer = Pacer(engine)
     client = GatewayClient(
         settings.gateway_url, settings.gateway_token, settings.gateway_timeout, settings.gateway_concurrency, pacer
     )
     pacer.wake = client.wake
     keeper = Keeper(engine, name, BATCH_THREADS, clock, pacer, settings.gateway_rate_limit or None, client.wake)
     broker = connect(settings.amqp_url)
-    recorder = Recorder(sessions, clock)
+    recorder = Recorder(engine, clock)
     recorder.on_recorded = client.recorded
-    sender = BatchSender(sessions, name, client, recorder, keeper, clock, settings.gateway_max_attempts)
+    sender = BatchSender(engine, name, client, recorder, keeper, clock, settings.gateway_max_attempts)
     recorder.on_done = sender.note_done
     sender.declare()
     keeper.start()

@@ -12,9 +12,9 @@ from datetime import datetime, time
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
 
 from db import rules
+from db.engine import Database
 from db.queries import batches, planned
 from db.queries.statements import rowcount
 from db.windows import Window, next_opening
@@ -76,19 +76,19 @@ _CHORES = sa.text(f"""
 """)
 
 
-def chores(session: Session, tolerated: int = 20) -> Chores:
+def chores(database: Database, tolerated: int = 20) -> Chores:
     """All that there is to do, in one look: most find little, and each question by itself would cost a transaction."""
-    return Chores._make(session.execute(_CHORES, {"tolerated": tolerated}).one())
+    return Chores._make(database.execute(_CHORES, {"tolerated": tolerated}).one())
 
 
-def start_due(session: Session) -> list[int]:
+def start_due(database: Database) -> list[int]:
     """Set the scheduled mailings whose time has come running; their ids.
 
     One whose end has passed as well (nobody was there to start it, or it was paused before its start and stays so) is
     started too: its audience is then written as expired, and so accounted for.
     """
     return list(
-        session.scalars(
+        database.scalars(
             sa.text(
                 "UPDATE mailing SET state = CASE state WHEN 'scheduled' THEN 'running' ELSE state END,"
                 f" started_at = now(), updated_at = now() WHERE {_STARTS} RETURNING id"
@@ -97,10 +97,10 @@ def start_due(session: Session) -> list[int]:
     )
 
 
-def running(session: Session) -> list[int]:
+def running(database: Database) -> list[int]:
     """The mailings that may send now."""
     return list(
-        session.scalars(sa.text("SELECT id FROM mailing WHERE state = 'running' AND ends_at > now() ORDER BY id"))
+        database.scalars(sa.text("SELECT id FROM mailing WHERE state = 'running' AND ends_at > now() ORDER BY id"))
     )
 
 
@@ -119,9 +119,9 @@ _DUE = sa.text(
 )
 
 
-def due(session: Session, within_seconds: float = 0) -> dict[int, bool]:
+def due(database: Database, within_seconds: float = 0) -> dict[int, bool]:
     """The running mailings that have a message due now, or within so many seconds; whether a batch of it is planned."""
-    rows = session.execute(_DUE, {"within": within_seconds})
+    rows = database.execute(_DUE, {"within": within_seconds})
     return {row.id: row.has_plan for row in rows}
 
 
@@ -177,9 +177,9 @@ _OPENINGS = """
 """
 
 
-def materialise_chunk(session: Session, mailing_id: int) -> bool:
+def materialise_chunk(database: Database, mailing_id: int) -> bool:
     """Write the next chunk of a mailing's messages; True while there is more to write."""
-    mailing = session.execute(
+    mailing = database.execute(
         sa.text(
             f"SELECT *, now() AS at, {_WRITTEN_THROUGH} FROM mailing WHERE id = :id AND {_UNWRITTEN} FOR NO KEY UPDATE"
         ),
@@ -211,10 +211,10 @@ def materialise_chunk(session: Session, mailing_id: int) -> bool:
     statement = _MATERIALISE_PLANNED if are_all_due else _MATERIALISE.format(**parts)
     if not mailing.operator_codes and not mailing.tags:
         # Along the primary key, also while nothing is known of new clients: sorting all would take that for each chunk.
-        session.execute(sa.text("SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off"))
-    found, last = session.execute(sa.text(statement), values).one()
+        database.execute(sa.text("SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off"))
+    found, last = database.execute(sa.text(statement), values).one()
     more = found == chunk
-    session.execute(
+    database.execute(
         sa.text(
             "UPDATE mailing SET materialised_through = coalesce(:last, materialised_through),"
             " materialised_at = CASE WHEN :more THEN NULL ELSE now() END WHERE id = :id"
@@ -261,43 +261,43 @@ _OF_CLIENTS = """
 """
 
 
-def reschedule_chunk(session: Session) -> bool:
+def reschedule_chunk(database: Database) -> bool:
     """After a window was edited, set the times of the next chunk of waiting messages anew; True if there was one."""
-    mailing = session.execute(
+    mailing = database.execute(
         sa.text(
             f"SELECT *, now() AS at FROM mailing WHERE {_RESCHEDULED} ORDER BY id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED"
         )
     ).one_or_none()
     if mailing is None:
         return False
-    if planned.unplan(session, [mailing.id], BATCHES):
+    if planned.unplan(database, [mailing.id], BATCHES):
         return True
-    last = _reschedule(session, mailing, _NEXT_CHUNK, {"cursor": mailing.rescheduled_through, "chunk": CHUNK})
-    session.execute(
+    last = _reschedule(database, mailing, _NEXT_CHUNK, {"cursor": mailing.rescheduled_through, "chunk": CHUNK})
+    database.execute(
         sa.text("UPDATE mailing SET rescheduled_through = :last WHERE id = :id"), {"last": last, "id": mailing.id}
     )
     return True
 
 
-def reschedule_clients(session: Session, client_ids: Sequence[int]) -> None:
+def reschedule_clients(database: Database, client_ids: Sequence[int]) -> None:
     """After these clients moved to another time zone, set the times of what waits for them anew."""
     # A chunk that is being written may hold messages for them that nobody sees yet: the lock waits for its commit.
     concerned = sa.text(
         "SELECT *, now() AS at FROM mailing WHERE state IN ('running', 'paused') AND started_at IS NOT NULL"
         " AND window_from IS NOT NULL AND deleted_at IS NULL ORDER BY id FOR SHARE"
     )
-    for mailing in session.execute(concerned).all():
-        _reschedule(session, mailing, _OF_CLIENTS, {"client_ids": sorted(client_ids)})
+    for mailing in database.execute(concerned).all():
+        _reschedule(database, mailing, _OF_CLIENTS, {"client_ids": sorted(client_ids)})
 
 
-def _reschedule(session: Session, mailing: sa.Row[Any], messages: str, values: Mapping[str, Any]) -> int | None:
+def _reschedule(database: Database, mailing: sa.Row[Any], messages: str, values: Mapping[str, Any]) -> int | None:
     """Set the times of these waiting messages of a mailing anew; the last client's id, None when nothing waits."""
     due_at, openings, times = "now()", "", {}
     if mailing.window_from is not None:
         due_at, openings = _OPENS_AT, _OPENINGS
         times = _openings(mailing.window_from, mailing.window_to, mailing.at.replace(second=0, microsecond=0))
     statement = sa.text(_RESCHEDULE.format(messages=messages, due_at=due_at, openings=openings))
-    last: int | None = session.scalar(statement, {"mailing_id": mailing.id, **times, **values})
+    last: int | None = database.scalar(statement, {"mailing_id": mailing.id, **times, **values})
     return last
 
 
@@ -324,23 +324,23 @@ _HAS_ENDED = sa.text(
 )
 
 
-def settle_chunk(session: Session, mailing_id: int) -> int:
+def settle_chunk(database: Database, mailing_id: int) -> int:
     """Expire or cancel a chunk of the waiting messages of a mailing that has ended; their count."""
-    if session.scalar(_HAS_ENDED, {"mailing_id": mailing_id}) is None:
+    if database.scalar(_HAS_ENDED, {"mailing_id": mailing_id}) is None:
         return 0
     values = {"mailing_id": mailing_id, "mailing_ids": [mailing_id], "batches": BATCHES, "chunk": CHUNK}
-    return rowcount(session.execute(_SETTLE_PLANNED, values)) or rowcount(session.execute(_SETTLE, values))
+    return rowcount(database.execute(_SETTLE_PLANNED, values)) or rowcount(database.execute(_SETTLE, values))
 
 
-def complete(session: Session) -> list[int]:
+def complete(database: Database) -> list[int]:
     """Complete the mailings that have no open message left; their ids."""
     # Locked first, counted again then: `retry-failed` may just be making messages of a seemingly finished mailing open.
     # That holds FOR KEY SHARE meanwhile, which only FOR UPDATE respects.
-    ids = list(session.scalars(sa.text(f"SELECT id FROM mailing WHERE {_NOTHING_OPEN} FOR UPDATE SKIP LOCKED")))
+    ids = list(database.scalars(sa.text(f"SELECT id FROM mailing WHERE {_NOTHING_OPEN} FOR UPDATE SKIP LOCKED")))
     if not ids:
         return []
     return list(
-        session.scalars(
+        database.scalars(
             sa.text(
                 "UPDATE mailing SET state = 'completed', finished_at = now(), updated_at = now(),"
                 f" rescheduled_through = NULL WHERE id = ANY(:ids) AND {_NOTHING_OPEN} RETURNING id"
@@ -350,15 +350,15 @@ def complete(session: Session) -> list[int]:
     )
 
 
-def remove_chunk(session: Session, mailing_id: int) -> bool:
+def remove_chunk(database: Database, mailing_id: int) -> bool:
     """Remove a chunk of a deleted mailing's messages, at last the mailing; True while a chunk was found.
 
     Messages on the wire stay until their batch is finished or swept.
     """
-    if planned.unplan(session, [mailing_id], BATCHES):
+    if planned.unplan(database, [mailing_id], BATCHES):
         return True
     ids = list(
-        session.scalars(
+        database.scalars(
             sa.text(
                 "DELETE FROM message WHERE id = ANY(ARRAY(SELECT id FROM message WHERE mailing_id = :mailing_id"
                 " AND status <> 'sending' LIMIT :chunk FOR UPDATE SKIP LOCKED)) RETURNING id"
@@ -368,15 +368,15 @@ def remove_chunk(session: Session, mailing_id: int) -> bool:
     )
     if ids:
         for table in ("attempt", "receipt"):
-            session.execute(sa.text(f"DELETE FROM {table} WHERE message_id = ANY(:ids)"), {"ids": ids})
+            database.execute(sa.text(f"DELETE FROM {table} WHERE message_id = ANY(:ids)"), {"ids": ids})
         return True
-    left = session.scalar(
+    left = database.scalar(
         sa.text("SELECT EXISTS (SELECT FROM message WHERE mailing_id = :mailing_id)"), {"mailing_id": mailing_id}
     )
     if not left:
         for table in ("status_count", "status_flow"):
-            session.execute(sa.text(f"DELETE FROM {table} WHERE mailing_id = :id"), {"id": mailing_id})
-        session.execute(sa.text("DELETE FROM mailing WHERE id = :id"), {"id": mailing_id})
+            database.execute(sa.text(f"DELETE FROM {table} WHERE mailing_id = :id"), {"id": mailing_id})
+        database.execute(sa.text("DELETE FROM mailing WHERE id = :id"), {"id": mailing_id})
     return False
 
 
@@ -387,14 +387,14 @@ _MERGE = sa.text("""
 """)
 
 
-def merge_counts(session: Session, mailing_ids: Iterable[int]) -> None:
+def merge_counts(database: Database, mailing_ids: Iterable[int]) -> None:
     """Merge the counter rows of these mailings, so that reading their sums stays cheap.
 
     One statement a mailing, with nothing to join: the table grows by thousands of rows between two looks of the
     planner at it, and a join planned for a handful then takes minutes.
     """
     for mailing_id in mailing_ids:
-        session.execute(_MERGE, {"mailing_id": mailing_id})
+        database.execute(_MERGE, {"mailing_id": mailing_id})
 
 
 _MERGE_FLOW = sa.text("""
@@ -404,9 +404,9 @@ _MERGE_FLOW = sa.text("""
 """)
 
 
-def merge_flow(session: Session) -> None:
+def merge_flow(database: Database) -> None:
     """Merge the flow of the minutes that are over to one row per minute, mailing and status."""
-    crowded = session.scalars(
+    crowded = database.scalars(
         sa.text(
             "SELECT DISTINCT minute FROM status_flow"
             " WHERE minute >= now() - interval '1 hour' AND minute < date_trunc('minute', now())"
@@ -414,4 +414,4 @@ def merge_flow(session: Session) -> None:
         )
     )
     for minute in crowded.all():
-        session.execute(_MERGE_FLOW, {"minute": minute})
+        database.execute(_MERGE_FLOW, {"minute": minute})

@@ -14,9 +14,9 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
 
 from db import placeholders
+from db.engine import Database
 from db.models import MessageStatus
 from db.queries import planned
 from db.queries.notifications import notify_work
@@ -82,9 +82,9 @@ class UnderWay(NamedTuple):
 _UNDER_WAY = sa.text("SELECT mailing_id, cardinality(message_ids), worker_id IS NOT NULL, is_begun FROM batch")
 
 
-def under_way(session: Session) -> list[UnderWay]:
+def under_way(database: Database) -> list[UnderWay]:
     """The batches that are not finished."""
-    return [UnderWay._make(row) for row in session.execute(_UNDER_WAY)]
+    return [UnderWay._make(row) for row in database.execute(_UNDER_WAY)]
 
 
 class Released(NamedTuple):
@@ -120,9 +120,9 @@ _RELEASE_PLANNED = sa.text(f"""
 """)
 
 
-def release_planned(session: Session, mailing_ids: Sequence[int], size: int) -> list[Released]:
+def release_planned(database: Database, mailing_ids: Sequence[int], size: int) -> list[Released]:
     """Release the next planned batch of each of these running mailings, the first first, up to `size` messages."""
-    rows = session.execute(
+    rows = database.execute(
         _RELEASE_PLANNED, {"mailing_ids": as_array(mailing_ids), "size": size, "lease": UNTAKEN_LEASE_SECONDS}
     )
     return [Released._make(row) for row in rows]
@@ -154,16 +154,16 @@ _RELEASE = sa.text("""
 """)
 
 
-def release(session: Session, mailing_ids: Sequence[int], size: int, *, is_probe: bool = False) -> list[Released]:
+def release(database: Database, mailing_ids: Sequence[int], size: int, *, is_probe: bool = False) -> list[Released]:
     """Put up to `size` due messages of these running mailings into new batches, one for each mailing.
 
     The first comes first: another has a batch only if fewer than `size` are due of those before it. If nothing else is
     due, planned batches are taken apart: what is wanted is smaller than they are.
     """
     values = {"mailing_ids": as_array(mailing_ids), "size": size, "lease": UNTAKEN_LEASE_SECONDS, "is_probe": is_probe}
-    rows = session.execute(_RELEASE, values).all()
-    if not rows and planned.unplan(session, mailing_ids):
-        rows = session.execute(_RELEASE, values).all()
+    rows = database.execute(_RELEASE, values).all()
+    if not rows and planned.unplan(database, mailing_ids):
+        rows = database.execute(_RELEASE, values).all()
     has_more = sum(row.messages for row in rows) == size
     return [Released(row.id, row.mailing_id, row.messages, has_more) for row in rows]
 
@@ -191,7 +191,7 @@ _RECIPIENTS = sa.text("""
 """)
 
 
-def take(session: Session, batch_ids: Sequence[int], worker_id: str, again: Iterable[int] = ()) -> list[TakenBatch]:
+def take(database: Database, batch_ids: Sequence[int], worker_id: str, again: Iterable[int] = ()) -> list[TakenBatch]:
     """Make these batches this worker's; those that are taken, finished or swept already are missing.
 
     Those to have `again` may be this worker's already: it was not told whether it had them.
@@ -202,10 +202,10 @@ def take(session: Session, batch_ids: Sequence[int], worker_id: str, again: Iter
         "again": as_array(again),
         "lease": TAKEN_LEASE_SECONDS,
     }
-    rows = session.execute(_TAKE, values).all()
+    rows = database.execute(_TAKE, values).all()
     if not rows:
         return []
-    found = session.execute(
+    found = database.execute(
         _RECIPIENTS,
         {
             "batch_ids": as_array(row.id for row in rows),
@@ -228,30 +228,30 @@ def take(session: Session, batch_ids: Sequence[int], worker_id: str, again: Iter
     ]
 
 
-def note_begun(session: Session, batch_ids: Sequence[int]) -> None:
+def note_begun(database: Database, batch_ids: Sequence[int]) -> None:
     """Have batches take no place any more, and wake the dispatcher: their calls have begun, some are slow to end."""
     # Not worth waiting for the disk, nor letting other notifications wait for it: lost, it costs a place for a while.
-    session.execute(sa.text("SET LOCAL synchronous_commit = off"))
-    session.execute(sa.text(f"UPDATE batch SET is_begun = true WHERE id = {_IN_ORDER}"), {"ids": as_array(batch_ids)})
-    notify_work(session, ROOM)
+    database.execute(sa.text("SET LOCAL synchronous_commit = off"))
+    database.execute(sa.text(f"UPDATE batch SET is_begun = true WHERE id = {_IN_ORDER}"), {"ids": as_array(batch_ids)})
+    notify_work(database, ROOM)
 
 
 _FINISH = sa.text(f"DELETE FROM batch WHERE id = {_IN_ORDER}")
 
 
-def finish(session: Session, batch_ids: Sequence[int]) -> None:
+def finish(database: Database, batch_ids: Sequence[int]) -> None:
     """Remove batches whose messages are all recorded; `tell_of_room` once that is committed."""
     if batch_ids:
-        session.execute(_FINISH, {"ids": as_array(batch_ids)})
+        database.execute(_FINISH, {"ids": as_array(batch_ids)})
 
 
-def tell_of_room(session: Session) -> None:
+def tell_of_room(database: Database) -> None:
     """Wake the dispatcher: batches are finished.
 
     A transaction that notifies commits alone, as PostgreSQL locks all notifications until it is on disk: whoever adds a
     mailing would wait for every group of outcomes. One that does nothing else writes nothing and is over at once.
     """
-    notify_work(session, ROOM)
+    notify_work(database, ROOM)
 
 
 _RECLAIM = sa.text("""
@@ -270,9 +270,9 @@ _WITHDRAW = sa.text(f"""
 """)
 
 
-def withdraw(session: Session, batch_ids: Sequence[int]) -> int:
+def withdraw(database: Database, batch_ids: Sequence[int]) -> int:
     """Undo releases whose batches no worker has taken: they are planned (again); their count."""
-    return rowcount(session.execute(_WITHDRAW, {"ids": as_array(batch_ids)}))
+    return rowcount(database.execute(_WITHDRAW, {"ids": as_array(batch_ids)}))
 
 
 # A batch that no worker has taken, of a mailing that may not send any more.
@@ -283,10 +283,10 @@ STOPPED = """
 """
 
 
-def withdraw_stopped(session: Session, limit: int = 50) -> int:
+def withdraw_stopped(database: Database, limit: int = 50) -> int:
     """Undo releases of mailings that may not send any more, up to `limit`; their count."""
     stopped = sa.text(f"SELECT id FROM batch WHERE {STOPPED} ORDER BY id LIMIT :limit")
-    return withdraw(session, session.scalars(stopped, {"limit": limit}).all())
+    return withdraw(database, database.scalars(stopped, {"limit": limit}).all())
 
 
 _RENEW = sa.text(f"""
@@ -298,9 +298,9 @@ _RENEW = sa.text(f"""
 """)
 
 
-def renew(session: Session, worker_id: str, batch_ids: Sequence[int]) -> dict[int, Standing]:
+def renew(database: Database, worker_id: str, batch_ids: Sequence[int]) -> dict[int, Standing]:
     """Prolong this worker's leases; a batch missing from the answer is lost, and its messages are another's."""
-    rows = session.execute(_RENEW, {"ids": as_array(batch_ids), "worker_id": worker_id, "lease": TAKEN_LEASE_SECONDS})
+    rows = database.execute(_RENEW, {"ids": as_array(batch_ids), "worker_id": worker_id, "lease": TAKEN_LEASE_SECONDS})
     return {row.id: _standing(row) for row in rows}
 
 
@@ -317,22 +317,22 @@ _LOST = sa.text("""
 """)
 
 
-def sweep(session: Session, limit: int = 50) -> int:
+def sweep(database: Database, limit: int = 50) -> int:
     """Return the messages of batches whose lease ran out to pending; the count of messages.
 
     Messages of a batch that a worker had taken may have been sent: they get a counted attempt and a line of history.
     """
     total = 0
-    for batch_id, ids, worker_id in session.execute(_LOST, {"limit": limit}).all():
+    for batch_id, ids, worker_id in database.execute(_LOST, {"limit": limit}).all():
         counted = worker_id is not None
-        reclaimed = list(session.scalars(_RECLAIM, {"ids": ids, "batch_id": batch_id, "counted": int(counted)}))
+        reclaimed = list(database.scalars(_RECLAIM, {"ids": ids, "batch_id": batch_id, "counted": int(counted)}))
         if counted:
             lost = [
                 Outcome(message_id, MessageStatus.PENDING, True, outcome="lost", reason="worker_lost")
                 for message_id in reclaimed
             ]
-            write_history(session, lost)
-            apply_receipts(session, reclaimed)
+            write_history(database, lost)
+            apply_receipts(database, reclaimed)
         total += len(reclaimed)
     return total
 
@@ -353,6 +353,6 @@ _SWEEP_ORPHANS = sa.text("""
 """)
 
 
-def sweep_orphans(session: Session, mailing_id: int) -> int:
+def sweep_orphans(database: Database, mailing_id: int) -> int:
     """Return `sending` messages to pending whose batch no longer exists; nothing we know of leaves any."""
-    return rowcount(session.execute(_SWEEP_ORPHANS, {"mailing_id": mailing_id}))
+    return rowcount(database.execute(_SWEEP_ORPHANS, {"mailing_id": mailing_id}))

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from db import phones
-from db.engine import Reader
+from db.engine import Database
 from db.models import ACTIVE_STATES, Base, Client, Mailing, Message, MessageStatus
 from db.queries import audience, audit, planned
 from db.queries.notifications import notify_withdrawn
@@ -41,9 +41,9 @@ def create(session: Session, values: Mapping[str, Any], now: datetime) -> Client
     return client
 
 
-def get(reader: Reader, client_id: int) -> ClientRow:
+def get(database: Database, client_id: int) -> ClientRow:
     """One client; raise MissingError."""
-    client = reader.execute(_GET, {"client_id": client_id}).one_or_none()
+    client = database.execute(_GET, {"client_id": client_id}).one_or_none()
     if client is None:
         raise MissingError("no such client")
     return client
@@ -58,7 +58,7 @@ def lock(session: Session, client_id: int) -> Client:
 
 
 def page(
-    reader: Reader, phone: str | None, operator_code: str | None, tag: str | None, offset: int, limit: int
+    database: Database, phone: str | None, operator_code: str | None, tag: str | None, offset: int, limit: int
 ) -> tuple[Sequence[ClientRow], int]:
     """A page in the order of creation, and how many clients there are with these marks."""
     conditions: list[sa.ColumnElement[bool]] = []
@@ -68,10 +68,10 @@ def page(
         conditions.append(_TABLE.c.operator_code == operator_code)
     if tag is not None:
         conditions.append(_TABLE.c.tags.contains([tag]))
-    total = reader.scalar(sa.select(sa.func.count()).select_from(_TABLE).where(*conditions)) or 0
+    total = database.scalar(sa.select(sa.func.count()).select_from(_TABLE).where(*conditions)) or 0
     if offset >= total:
         return [], total
-    rows = reader.execute(sa.select(_TABLE).where(*conditions).order_by(_TABLE.c.id).offset(offset).limit(limit))
+    rows = database.execute(sa.select(_TABLE).where(*conditions).order_by(_TABLE.c.id).offset(offset).limit(limit))
     return rows.all(), total
 
 

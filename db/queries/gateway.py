@@ -8,9 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
 
-from db.engine import Reader
+from db.engine import Database
 from db.models import GatewayState
 
 # Milliseconds within which an answer came; what took longer than the last is counted once more.
@@ -63,26 +62,26 @@ _ADD_TALLIES = sa.text(
 )
 
 
-def add_tallies(session: Session, tallies: Mapping[int, Tally]) -> None:
+def add_tallies(database: Database, tallies: Mapping[int, Tally]) -> None:
     """Add the answers of one recorded group, by mailing."""
     if tallies:
-        session.execute(
+        database.execute(
             _ADD_TALLIES,
             [{"mailing_id": mailing_id, **dataclasses.asdict(tally)} for mailing_id, tally in tallies.items()],
         )
 
 
-def read(reader: Reader) -> GatewayRow:
+def read(database: Database) -> GatewayRow:
     """The shared row."""
-    row = reader.execute(
+    row = database.execute(
         sa.text("SELECT state, reason, changed_at, probe_at, pace, paced_at, clock_timestamp() FROM gateway")
     ).one()
     return GatewayRow(GatewayState(row[0]), *row[1:])
 
 
-def recent(session: Session, seconds: float, since: datetime | None = None) -> dict[int, Tally]:
+def recent(database: Database, seconds: float, since: datetime | None = None) -> dict[int, Tally]:
     """The answers of the last seconds, but not from before `since`, by mailing."""
-    rows = session.execute(
+    rows = database.execute(
         sa.text(
             "SELECT mailing_id, sum(answered), sum(troubled), sum(slowed), sum(blocked), max(reason) FROM gateway_tally"
             " WHERE at > greatest(now() - make_interval(secs => :seconds), CAST(:since AS timestamptz))"
@@ -103,14 +102,14 @@ _FAILED_IN_A_ROW = sa.text("""
 """)
 
 
-def failed_in_a_row(session: Session, reasons: Collection[str], since: datetime) -> int:
+def failed_in_a_row(database: Database, reasons: Collection[str], since: datetime) -> int:
     """How many calls failed for these reasons since any ended otherwise; nothing is known of more than ten minutes."""
-    return int(session.scalar(_FAILED_IN_A_ROW, {"since": since, "reasons": list(reasons)}) or 0)
+    return int(database.scalar(_FAILED_IN_A_ROW, {"since": since, "reasons": list(reasons)}) or 0)
 
 
-def set_state(session: Session, state: GatewayState, reason: str | None, probe_after_seconds: float | None) -> None:
+def set_state(database: Database, state: GatewayState, reason: str | None, probe_after_seconds: float | None) -> None:
     """Move the breaker; with the time of the first probe when it is not closed."""
-    session.execute(
+    database.execute(
         sa.text(
             "UPDATE gateway SET state = :state, reason = :reason, changed_at = clock_timestamp(),"
             " probe_at = clock_timestamp() + make_interval(secs => :probe_after)"
@@ -119,10 +118,10 @@ def set_state(session: Session, state: GatewayState, reason: str | None, probe_a
     )
 
 
-def claim_probe(session: Session, interval_seconds: float) -> bool:
+def claim_probe(database: Database, interval_seconds: float) -> bool:
     """Whether a probe may go now; the next one may after the interval."""
     return (
-        session.scalar(
+        database.scalar(
             sa.text(
                 "UPDATE gateway SET probe_at = now() + make_interval(secs => :interval)"
                 " WHERE probe_at <= now() RETURNING 1"
@@ -133,19 +132,19 @@ def claim_probe(session: Session, interval_seconds: float) -> bool:
     )
 
 
-def set_pace(session: Session, pace: float | None) -> None:
+def set_pace(database: Database, pace: float | None) -> None:
     """Set the messages per second that a complaining gateway seems to bear; None = no longer limited by it."""
-    session.execute(sa.text("UPDATE gateway SET pace = :pace, paced_at = now()"), {"pace": pace})
+    database.execute(sa.text("UPDATE gateway SET pace = :pace, paced_at = now()"), {"pace": pace})
 
 
-def lease_slots(session: Session, count: int, rate: float) -> float:
+def lease_slots(database: Database, count: int, rate: float) -> float:
     """Reserve `count` sending slots at `rate` per second after those already given; seconds from now to the first.
 
     One row serves every sender, so the limit is exact however many there are. The answer may be negative by the time
     that the statement itself took.
     """
     return float(
-        session.execute(
+        database.execute(
             sa.text(
                 "UPDATE gateway SET next_slot_at = greatest(next_slot_at, clock_timestamp())"
                 " + make_interval(secs => :length)"
@@ -156,9 +155,9 @@ def lease_slots(session: Session, count: int, rate: float) -> float:
     )
 
 
-def forget_old_tallies(session: Session, after_seconds: float = 600) -> None:
+def forget_old_tallies(database: Database, after_seconds: float = 600) -> None:
     """Remove tallies that nobody looks at any more."""
-    session.execute(
+    database.execute(
         sa.text("DELETE FROM gateway_tally WHERE at < now() - make_interval(secs => :after)"),
         {"after": after_seconds},
     )

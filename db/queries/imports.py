@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from db import client_rows
 from db.client_rows import Group, ImportedClient, Layout, ReadRows, RejectedRow
 from db.csv_rows import Table, UnreadableFileError
+from db.engine import Database
 from db.models import Client, ImportChunk, ImportJob, ImportState
 from db.models import RejectedRow as RejectedRowTable
 from db.queries import audience, audit
@@ -121,7 +122,7 @@ def rejected_after(session: Session, import_id: int, line: int, limit: int) -> l
 # --- the dispatcher's side
 
 
-def waiting(session: Session, now: datetime) -> list[int]:
+def waiting(database: Database, now: datetime) -> list[int]:
     """The jobs to publish now, oldest first; each is then given some time before it is named again.
 
     A running job whose lease ran out lost its worker: it is pending again, and goes on where that worker stopped.
@@ -142,15 +143,15 @@ def waiting(session: Session, now: datetime) -> list[int]:
         .returning(ImportJob.id)
         .execution_options(synchronize_session=False)
     )
-    return sorted(session.scalars(statement))
+    return sorted(database.scalars(statement))
 
 
 # --- the worker's side; everything is guarded by the worker that has the job
 
 
-def clock(session: Session) -> datetime:
+def clock(database: Database) -> datetime:
     """The database's time: leases would not hold between machines whose clocks differ."""
-    now: datetime = session.scalars(sa.select(sa.func.clock_timestamp())).one()
+    now: datetime = database.scalars(sa.select(sa.func.clock_timestamp())).one()
     return now
 
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from db import placeholders
-from db.engine import Reader
+from db.engine import Database
 from db.models import Base, Client, Mailing, MailingState, Message, MessageStatus
 from db.queries import audit
 from db.queries.notifications import notified_of_work, notify_work
@@ -111,19 +111,19 @@ def lock(session: Session, mailing_id: int, *, against_completion: bool = False)
     return mailing
 
 
-def get_row(reader: Reader, mailing_id: int) -> MailingRow:
+def get_row(database: Database, mailing_id: int) -> MailingRow:
     """The same as `get` for those who change nothing, as a row."""
-    row = reader.execute(_GET_ROW, {"mailing_id": mailing_id}).one_or_none()
+    row = database.execute(_GET_ROW, {"mailing_id": mailing_id}).one_or_none()
     if row is None:
         raise MissingError("no such mailing")
     return row
 
 
-def page(reader: Reader, state: MailingState | None, offset: int, limit: int) -> tuple[Sequence[MailingRow], int]:
+def page(database: Database, state: MailingState | None, offset: int, limit: int) -> tuple[Sequence[MailingRow], int]:
     """A page in the order of creation, and how many mailings there are in this state."""
     counting, listing = _page_statements(of_one_state=state is not None)
-    total = reader.scalar(counting, {"state": state}) or 0
-    rows = reader.execute(listing, {"state": state, "offset": offset, "limit": limit})
+    total = database.scalar(counting, {"state": state}) or 0
+    rows = database.execute(listing, {"state": state, "offset": offset, "limit": limit})
     return rows.all(), total
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from db.engine import Reader
+from db.engine import Database
 from db.models import Attempt, Base, Client, Mailing, Message, MessageStatus
 from db.refusals import MissingError
 
@@ -63,7 +63,7 @@ _HISTORY = sa.select(Attempt).where(Attempt.message_id == sa.bindparam("message_
 
 
 def page(
-    reader: Reader, wanted: Filter, after: int | None, limit: int, *, backwards: bool = False
+    database: Database, wanted: Filter, after: int | None, limit: int, *, backwards: bool = False
 ) -> Sequence[MessageRow]:
     """The next messages after this id, in the order of their ids, or before it, in the opposite one.
 
@@ -77,10 +77,10 @@ def page(
     values = {**wanted._asdict(), "beyond": after, "limit": limit, "near": NEAR}
     given = frozenset(name for name, value in values.items() if value is not None)
     if wanted.status in _WITHOUT_INDEX and wanted.client_id is None:
-        rows = reader.execute(_page_statement(given, wanted.status, backwards=backwards, near=True), values).all()
+        rows = database.execute(_page_statement(given, wanted.status, backwards=backwards, near=True), values).all()
         if len(rows) == limit:
             return rows
-    return reader.execute(_page_statement(given, wanted.status, backwards=backwards, near=False), values).all()
+    return database.execute(_page_statement(given, wanted.status, backwards=backwards, near=False), values).all()
 
 
 def get(session: Session, message_id: int) -> tuple[MessageRow, Sequence[Attempt]]:

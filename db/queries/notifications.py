@@ -6,7 +6,8 @@ import select
 
 import psycopg2.extensions
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+
+from db.engine import Database
 
 WORK = "work"
 WITHDRAWN = "withdrawn"
@@ -14,9 +15,9 @@ WITHDRAWN = "withdrawn"
 _NOTIFY = sa.select(sa.func.pg_notify(sa.bindparam("channel"), sa.bindparam("payload")))
 
 
-def notify_work(session: Session, payload: str = "") -> None:
+def notify_work(database: Database, payload: str = "") -> None:
     """Wake the dispatcher when this transaction commits."""
-    session.execute(_NOTIFY, {"channel": WORK, "payload": payload})
+    database.execute(_NOTIFY, {"channel": WORK, "payload": payload})
 
 
 def notified_of_work() -> sa.ColumnElement[str]:
@@ -24,9 +25,9 @@ def notified_of_work() -> sa.ColumnElement[str]:
     return sa.func.pg_notify(sa.literal_column(f"'{WORK}'"), sa.literal_column("''"), type_=sa.Text())
 
 
-def notify_withdrawn(session: Session, client_id: int) -> None:
+def notify_withdrawn(database: Database, client_id: int) -> None:
     """Tell the workers, at commit, that this client is not to be written to any more."""
-    session.execute(_NOTIFY, {"channel": WITHDRAWN, "payload": str(client_id)})
+    database.execute(_NOTIFY, {"channel": WITHDRAWN, "payload": str(client_id)})
 
 
 def heard(listener: psycopg2.extensions.connection, seconds: float) -> list[str]:

@@ -10,8 +10,8 @@ from datetime import datetime
 from typing import NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
 
+from db.engine import Database
 from db.models import MessageStatus
 from db.queries.statements import as_array, rowcount
 
@@ -94,7 +94,7 @@ _HISTORY = sa.text("""
 """)
 
 
-def record(session: Session, outcomes: Sequence[tuple[int, Outcome]], sent: Sequence[tuple[int, int]] = ()) -> int:
+def record(database: Database, outcomes: Sequence[tuple[int, Outcome]], sent: Sequence[tuple[int, int]] = ()) -> int:
     """Write outcomes, each with the id of the batch it comes from, of messages that still are in it; their count.
 
     `sent` are the messages accepted at the first attempt, as (batch id, message id): there is nothing more to say.
@@ -102,20 +102,20 @@ def record(session: Session, outcomes: Sequence[tuple[int, Outcome]], sent: Sequ
     count = 0
     if sent:
         batch_ids, ids = zip(*sent, strict=True)
-        count = rowcount(session.execute(_RECORD_SENT, {"ids": as_array(ids), "batch_ids": as_array(batch_ids)}))
+        count = rowcount(database.execute(_RECORD_SENT, {"ids": as_array(ids), "batch_ids": as_array(batch_ids)}))
     if outcomes:
-        count += _record_outcomes(session, outcomes)
-    if session.scalar(_ANY_RECEIPT):
+        count += _record_outcomes(database, outcomes)
+    if database.scalar(_ANY_RECEIPT):
         apply_receipts(
-            session, sorted([message_id for _, message_id in sent] + [outcome.message_id for _, outcome in outcomes])
+            database, sorted([message_id for _, message_id in sent] + [outcome.message_id for _, outcome in outcomes])
         )
     return count
 
 
-def _record_outcomes(session: Session, outcomes: Sequence[tuple[int, Outcome]]) -> int:
+def _record_outcomes(database: Database, outcomes: Sequence[tuple[int, Outcome]]) -> int:
     rows = [outcome for _, outcome in outcomes]
     changed = set(
-        session.scalars(
+        database.scalars(
             _RECORD,
             {
                 "ids": [o.message_id for o in rows],
@@ -128,20 +128,20 @@ def _record_outcomes(session: Session, outcomes: Sequence[tuple[int, Outcome]]) 
             },
         )
     )
-    write_history(session, [o for o in rows if o.outcome and o.message_id in changed])
+    write_history(database, [o for o in rows if o.outcome and o.message_id in changed])
     return len(changed)
 
 
-def apply_receipts(session: Session, message_ids: Iterable[int]) -> None:
+def apply_receipts(database: Database, message_ids: Iterable[int]) -> None:
     """Apply the receipts that overtook our own record of these messages."""
-    session.execute(_APPLY_RECEIPTS, {"ids": as_array(message_ids)})
+    database.execute(_APPLY_RECEIPTS, {"ids": as_array(message_ids)})
 
 
-def write_history(session: Session, outcomes: Sequence[Outcome]) -> None:
+def write_history(database: Database, outcomes: Sequence[Outcome]) -> None:
     """Add a line for each to the history of its message, which is recorded already."""
     if not outcomes:
         return
-    session.execute(
+    database.execute(
         _HISTORY,
         {
             "ids": [o.message_id for o in outcomes],

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
 
+from db.engine import Database
 from db.queries.statements import as_array, rowcount
 
 BATCH_SIZE = 1000  # messages
@@ -48,9 +48,9 @@ _UNPLAN = sa.text(f"""
 """)
 
 
-def unplan(session: Session, mailing_ids: Sequence[int], batches: int = 1) -> int:
+def unplan(database: Database, mailing_ids: Sequence[int], batches: int = 1) -> int:
     """Have the messages of the next planned batches of each of these mailings wait one by one; their count."""
-    return rowcount(session.execute(_UNPLAN, {"mailing_ids": as_array(mailing_ids), "batches": batches}))
+    return rowcount(database.execute(_UNPLAN, {"mailing_ids": as_array(mailing_ids), "batches": batches}))
 
 
 _TAKE_OUT = f"""
@@ -70,7 +70,7 @@ _TAKE_OUT = f"""
 """
 
 
-def take_out(session: Session, message_ids: Sequence[int], *, skip_locked: bool = False) -> Sequence[int]:
+def take_out(database: Database, message_ids: Sequence[int], *, skip_locked: bool = False) -> Sequence[int]:
     """Take those of a client's messages whose batches are only planned out of them; their ids.
 
     They are in no batch any more, and the caller must change them at once. Who holds a lock on messages must
@@ -79,7 +79,7 @@ def take_out(session: Session, message_ids: Sequence[int], *, skip_locked: bool 
     if not message_ids:
         return []
     statement = sa.text(_TAKE_OUT.format(skip_locked="SKIP LOCKED" if skip_locked else ""))
-    taken_out = session.execute(statement, {"ids": as_array(message_ids)}).all()
+    taken_out = database.execute(statement, {"ids": as_array(message_ids)}).all()
     if empty := [row.batch_id for row in taken_out if row.is_empty]:
-        session.execute(sa.text("DELETE FROM planned_batch WHERE id = ANY(:ids)"), {"ids": empty})
+        database.execute(sa.text("DELETE FROM planned_batch WHERE id = ANY(:ids)"), {"ids": empty})
     return [row.id for row in taken_out]

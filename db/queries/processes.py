@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+
+from db.engine import Database
 
 # A process that was silent for longer is not counted on.
 SILENT_AFTER_SECONDS = 6
 
 
-def beat(session: Session, process_id: str, kind: str, capacity: int) -> None:
+def beat(database: Database, process_id: str, kind: str, capacity: int) -> None:
     """Record that the process is alive and how many batches it can work on at once."""
-    session.execute(
+    database.execute(
         sa.text(
             "INSERT INTO process (id, kind, capacity) VALUES (:id, :kind, :capacity)"
             " ON CONFLICT (id) DO UPDATE SET heartbeat_at = now(), capacity = :capacity"
@@ -20,23 +21,23 @@ def beat(session: Session, process_id: str, kind: str, capacity: int) -> None:
     )
 
 
-def leave(session: Session, process_id: str) -> None:
+def leave(database: Database, process_id: str) -> None:
     """Remove a process that ends in good order."""
-    session.execute(sa.text("DELETE FROM process WHERE id = :id"), {"id": process_id})
+    database.execute(sa.text("DELETE FROM process WHERE id = :id"), {"id": process_id})
 
 
-def forget_silent(session: Session, after_seconds: float = 3600) -> None:
+def forget_silent(database: Database, after_seconds: float = 3600) -> None:
     """Remove processes that ended without a word long ago."""
-    session.execute(
+    database.execute(
         sa.text("DELETE FROM process WHERE heartbeat_at < now() - make_interval(secs => :after)"),
         {"after": after_seconds},
     )
 
 
-def capacity(session: Session) -> int:
+def capacity(database: Database) -> int:
     """How many batches the living senders can work on at once."""
     return int(
-        session.scalar(
+        database.scalar(
             sa.text(
                 "SELECT coalesce(sum(capacity), 0) FROM process"
                 " WHERE kind = 'sender' AND heartbeat_at > now() - make_interval(secs => :silent)"
@@ -47,10 +48,10 @@ def capacity(session: Session) -> int:
     )
 
 
-def is_beating(session: Session, prefix: str) -> bool:
+def is_beating(database: Database, prefix: str) -> bool:
     """Return True if a process whose id begins like this has been heard lately."""
     return bool(
-        session.scalar(
+        database.scalar(
             sa.text(
                 "SELECT EXISTS (SELECT FROM process"
                 " WHERE starts_with(id, :prefix) AND heartbeat_at > now() - make_interval(secs => :silent))"
@@ -60,9 +61,9 @@ def is_beating(session: Session, prefix: str) -> bool:
     )
 
 
-def hold_lead(session: Session, role: str, holder: str, lease_seconds: float) -> bool:
+def hold_lead(database: Database, role: str, holder: str, lease_seconds: float) -> bool:
     """Take or prolong the lead; False while another holds it."""
-    won = session.scalar(
+    won = database.scalar(
         sa.text(
             "INSERT INTO leader (role, holder, lease_until)"
             " VALUES (:role, :holder, now() + make_interval(secs => :lease))"
@@ -75,8 +76,8 @@ def hold_lead(session: Session, role: str, holder: str, lease_seconds: float) ->
     return won is not None
 
 
-def drop_lead(session: Session, role: str, holder: str) -> None:
+def drop_lead(database: Database, role: str, holder: str) -> None:
     """Give up the lead, so that a standby need not wait for the lease to run out."""
-    session.execute(
+    database.execute(
         sa.text("DELETE FROM leader WHERE role = :role AND holder = :holder"), {"role": role, "holder": holder}
     )

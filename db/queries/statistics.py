@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 
-from db.engine import Reader
+from db.engine import Database
 from db.models import Base, Mailing, MailingState, Message, MessageStatus, StatusCount
 from db.queries import messages
 
@@ -45,24 +45,24 @@ def no_counts() -> Counts:
     return {status.value: 0 for status in MessageStatus}
 
 
-def by_mailing(reader: Reader, mailing_ids: Iterable[int]) -> Mapping[int, Counts]:
+def by_mailing(database: Database, mailing_ids: Iterable[int]) -> Mapping[int, Counts]:
     """The counts by status of each of these mailings."""
     counts = {mailing_id: no_counts() for mailing_id in mailing_ids}
-    rows = reader.execute(_OF_MAILINGS, {"mailing_ids": list(counts)})
+    rows = database.execute(_OF_MAILINGS, {"mailing_ids": list(counts)})
     for mailing_id, status, amount in rows:
         counts[mailing_id][status.value] = int(amount)
     return counts
 
 
-def of_mailing(reader: Reader, mailing_id: int) -> Counts:
+def of_mailing(database: Database, mailing_id: int) -> Counts:
     """The counts by status of one mailing."""
-    return by_mailing(reader, [mailing_id])[mailing_id]
+    return by_mailing(database, [mailing_id])[mailing_id]
 
 
-def totals(reader: Reader) -> Counts:
+def totals(database: Database) -> Counts:
     """The counts by status over all mailings that are not deleted."""
     counts = no_counts()
-    rows = reader.execute(_TOTALS)
+    rows = database.execute(_TOTALS)
     for status, amount in rows:
         counts[status.value] = int(amount)
     return counts

@@ -6,15 +6,18 @@ import contextlib
 import select
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from werkzeug.test import TestResponse
 
@@ -65,6 +68,19 @@ class Api:
     def delete(self, path: str) -> TestResponse:
         """DELETE."""
         return self.call("DELETE", path)
+
+
+def losing_an_answer(engine: sa.Engine) -> tuple[sa.Engine, threading.Event]:
+    """An engine whose next commit reaches PostgreSQL and whose answer to that is lost; and whether it has been."""
+    losing, is_lost = engine.execution_options(), threading.Event()
+
+    def lose(connection: sa.Connection) -> None:
+        connection.connection.commit()
+        is_lost.set()
+        raise OperationalError("COMMIT", {}, psycopg2.OperationalError("server closed the connection unexpectedly"))
+
+    sa.event.listen(losing, "commit", lose, once=True)
+    return losing, is_lost
 
 
 @contextlib.contextmanager

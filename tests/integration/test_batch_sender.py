@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
 from db import placeholders
 from db.models import Batch, Mailing, MailingState, Message, MessageStatus
@@ -24,6 +24,7 @@ from sender.pacer import Pacer
 from sender.recorder import Recorder
 from simulator.client import Simulator
 from tests.factories import make_client, make_mailing, make_message
+from tests.integration.conftest import losing_an_answer
 from tools.processes import wait_until
 
 TIMEOUT_SECONDS = 3.0
@@ -38,11 +39,11 @@ def simulator() -> Iterator[Simulator]:
 @contextmanager
 def sending(engine: Engine, url: str) -> Iterator[BatchSender]:
     """A sending process's parts, without its beat: what nobody tells it, it must have learned with the batch."""
-    clock, sessions = DatabaseClock(), sessionmaker(engine)
-    recorder, pacer = Recorder(sessions, clock), Pacer(sessions)
+    clock = DatabaseClock()
+    recorder, pacer = Recorder(engine, clock), Pacer(engine)
     client = GatewayClient(url, None, TIMEOUT_SECONDS, 10, pacer)
     keeper = Keeper(engine, "a worker", 1, clock, pacer, None, client.wake)
-    sender = BatchSender(sessions, "a worker", client, recorder, keeper, clock, max_attempts=20)
+    sender = BatchSender(engine, "a worker", client, recorder, keeper, clock, max_attempts=20)
     recorder.on_recorded, recorder.on_done = client.recorded, sender.note_done
     recorder.start()
     client.start()
@@ -79,12 +80,7 @@ def test_it_does_not_wait_for_the_slowest_call(session: Session, engine: Engine,
 
 def lose_next_answer(sender: BatchSender, engine: Engine) -> None:
     """Have the sender's next commit reach PostgreSQL, and its answer be lost."""
-
-    def lose(_session: Session) -> None:
-        raise sa.exc.OperationalError("COMMIT", {}, Exception("server closed the connection unexpectedly"))
-
-    sender._sessions = sessionmaker(engine)  # The recorder has another.
-    sa.event.listen(sender._sessions, "after_commit", lose, once=True)
+    sender._engine, _ = losing_an_answer(engine)  # The recorder has another.
 
 
 def test_batches_that_were_taken_without_the_process_hearing_of_it_are_sent(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy.orm import sessionmaker
+import sqlalchemy as sa
 
 from db.queries.batches import Recipient, Standing, TakenBatch
 from db.windows import Window
@@ -40,7 +40,7 @@ def client_for(
     url: str, timeout: float = 1.0, concurrency: int = 50, token: str | None = "right"
 ) -> Iterator[GatewayClient]:
     # A pacer that was told no rate sets no limit, and needs no database.
-    client = GatewayClient(url, token, timeout, concurrency, Pacer(sessionmaker()))
+    client = GatewayClient(url, token, timeout, concurrency, Pacer(sa.create_engine("postgresql+psycopg2://")))
     client.start()
     try:
         yield client

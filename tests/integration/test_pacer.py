@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
 from db.models import Gateway
 from sender.pacer import LEASE_SECONDS, Pacer
@@ -48,7 +48,7 @@ def test_nothing_is_leased_when_no_call_waits(engine: sa.Engine) -> None:
 
 def started_pacer(engine: sa.Engine) -> tuple[Pacer, threading.Event]:
     """A pacer at work, and the event of its first lease."""
-    pacer, woken = Pacer(sessionmaker(engine)), threading.Event()
+    pacer, woken = Pacer(engine), threading.Event()
     pacer.rate = RATE
     pacer.wake = woken.set
     pacer.start()

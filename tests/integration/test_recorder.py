@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import psycopg2
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine
-from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
 from db.models import Batch, GatewayTally, Mailing, Message, MessageStatus
 from db.queries import batches
@@ -23,7 +21,7 @@ from sender.delivery import Called, Delivery, Result, Settled, Skip, Skipped
 from sender.outcomes import Terms, unsendable
 from sender.recorder import Recorder
 from tests.factories import make_client, make_mailing, make_message
-from tests.integration.conftest import listening
+from tests.integration.conftest import listening, losing_an_answer
 
 PENDING, SENDING, FAILED = MessageStatus.PENDING, MessageStatus.SENDING, MessageStatus.FAILED
 
@@ -31,7 +29,7 @@ PENDING, SENDING, FAILED = MessageStatus.PENDING, MessageStatus.SENDING, Message
 @pytest.fixture
 def recorder(engine: Engine) -> Iterator[Recorder]:
     """A recorder that is not started yet."""
-    made = Recorder(sessionmaker(engine), DatabaseClock())
+    made = Recorder(engine, DatabaseClock())
     yield made
     made.give_up()
     made.stop()
@@ -94,24 +92,14 @@ def test_a_result_that_cannot_be_written_takes_no_other_with_it(session: Session
 def test_answers_are_counted_once_when_that_of_the_commit_was_lost(
     session: Session, engine: Engine, recorder: Recorder
 ) -> None:
-    lost: list[Session] = []
+    recorder._engine, is_lost = losing_an_answer(engine)
+    delivery, batch = deliver(session, recorder, 3)
+    answer = Answer(5, http_status=200, body=b'{"code": 0}')
+    recorder.put(delivery, [Called(recipient, answer, judge(answer)) for recipient in batch.recipients])
+    recorder.start()
+    assert delivery.done.wait(10)
 
-    @sa.event.listens_for(Session, "after_commit")
-    def lose_the_answer(committed: Session) -> None:
-        if committed.get_bind() is engine and committed is not session and not lost:
-            lost.append(committed)
-            raise OperationalError("COMMIT", {}, psycopg2.OperationalError("server closed the connection"))
-
-    try:
-        delivery, batch = deliver(session, recorder, 3)
-        answer = Answer(5, http_status=200, body=b'{"code": 0}')
-        recorder.put(delivery, [Called(recipient, answer, judge(answer)) for recipient in batch.recipients])
-        recorder.start()
-        assert delivery.done.wait(10)
-    finally:
-        sa.event.remove(Session, "after_commit", lose_the_answer)
-
-    assert lost
+    assert is_lost.is_set()
     assert set(session.scalars(sa.select(Message.status))) == {MessageStatus.SENT}
     assert session.scalars(sa.select(GatewayTally.answered)).all() == [3]
 

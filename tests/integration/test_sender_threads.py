@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
 from db.queries import notifications
 from db.queries.batches import Standing, TakenBatch
@@ -28,17 +28,16 @@ from tools.processes import wait_until
 HIGH_DESCRIPTOR = 1024
 # Each is woken by the thread in question, in a way that nobody expects.
 KEEPER = """
-Keeper(engine, "a sender", 1, DatabaseClock(), Pacer(sessionmaker(engine)), None, wake=fail).start()
+Keeper(engine, "a sender", 1, DatabaseClock(), Pacer(engine), None, wake=fail).start()
 """
 PACER = """
-pacer = Pacer(sessionmaker(engine))
+pacer = Pacer(engine)
 pacer.rate, pacer.demand, pacer.wake = 10.0, 1, fail
 pacer.start()
 pacer.take(1, time.monotonic())
 """
 PROGRAM = """
 import sys, threading, time
-from sqlalchemy.orm import sessionmaker
 from db.engine import make_engine
 from sender.clock import DatabaseClock
 from sender.keeper import Keeper
@@ -69,12 +68,12 @@ def only_high_descriptors() -> Iterator[None]:
 
 
 def test_the_keeper_hears_of_withdrawals_beside_a_thousand_calls(engine: sa.Engine, session: Session) -> None:
-    clock, sessions = DatabaseClock(), sessionmaker(engine)
+    clock = DatabaseClock()
     ends_at = datetime.now(UTC) + timedelta(hours=1)
     terms = Terms(ends_at, None, is_probe=False, max_attempts=20)
     batch = TakenBatch(1, 1, "Hello", Standing(True, ends_at, None), is_probe=False, recipients=[])
-    delivery = Delivery(batch, terms, [], clock, 10.0, Recorder(sessions, clock))
-    keeper = Keeper(engine, "a sender", 1, clock, Pacer(sessions), None, wake=lambda: None)
+    delivery = Delivery(batch, terms, [], clock, 10.0, Recorder(engine, clock))
+    keeper = Keeper(engine, "a sender", 1, clock, Pacer(engine), None, wake=lambda: None)
     keeper.add(delivery)
     with only_high_descriptors():
         keeper.start()
