@@ -8,7 +8,7 @@ import os
 import select
 import time
 from collections import OrderedDict, deque
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import orjson
 
@@ -27,23 +27,16 @@ REST_SECONDS = 4.0
 class Exchange:
     """One call, from the decision to make it to its answer."""
 
-    __slots__ = ("addresses", "began", "call", "connection", "delivery", "is_asked")
+    __slots__ = ("addresses", "answer", "began", "call", "connection", "delivery", "is_asked")
 
     def __init__(self, call: Call, delivery: Delivery, began: float) -> None:
         self.call = call
         self.delivery = delivery
         self.began = began  # monotonic
         self.connection: Connection | None = None
-        self.addresses: deque[Address] = deque()  # to be tried when a connection cannot be made
+        self.addresses: Sequence[Address] = ()  # to be tried when a connection cannot be made
         self.is_asked = False  # the request is on the wire
-
-
-class Ended(NamedTuple):
-    """A call that is over."""
-
-    call: Call
-    delivery: Delivery
-    answer: Answer | Skip  # Skip when its request did not leave
+        self.answer: Answer | Skip | None = None  # None until it is over; Skip when its request did not leave
 
 
 class Exchanges:
@@ -63,7 +56,7 @@ class Exchanges:
         self._deadlines: list[tuple[float, int, Exchange]] = []  # the same as a heap; some are out of date
         self._numbers = itertools.count()  # which make any two of them comparable
         self._unresolved: dict[Exchange, None] = {}  # those of them that wait for an address
-        self._ended: list[Ended] = []
+        self._ended: list[Exchange] = []
         self._connections: dict[int, Connection] = {}  # by descriptor
         self._exchanges: dict[Connection, Exchange] = {}
         self._resting: deque[tuple[float, Connection]] = deque()  # since when, the latest last; may be closed by now
@@ -97,7 +90,7 @@ class Exchanges:
                 self._abandon(exchange)
                 self._end(exchange, Skip.RETURNED)
 
-    def wait(self, seconds: float) -> list[Ended]:
+    def wait(self, seconds: float) -> list[Exchange]:
         """Do what can be done, after waiting for so long at most until there is something; what has ended."""
         rested = len(self._resting)
         for descriptor in self._ready(max(0.0, min(seconds, self._spare_seconds(time.monotonic())))):
@@ -127,9 +120,11 @@ class Exchanges:
 
     def _end(self, exchange: Exchange, answer: Answer | Skip) -> None:
         del self._in_flight[exchange]
-        self._connecting.pop(exchange, None)
-        self._unresolved.pop(exchange, None)
-        self._ended.append(Ended(exchange.call, exchange.delivery, answer))
+        if not exchange.is_asked:
+            self._connecting.pop(exchange, None)
+            self._unresolved.pop(exchange, None)
+        exchange.answer = answer
+        self._ended.append(exchange)
 
     def _fail(self, exchange: Exchange, fault: Fault, now: float) -> None:
         """End a call without an answer, but with what came of it."""
@@ -146,7 +141,7 @@ class Exchanges:
         addresses = self._origin.addresses
         addresses.refresh(now)
         if addresses.known:
-            exchange.addresses.extend(addresses.known)
+            exchange.addresses = tuple(addresses.known)
             self._connect(exchange, now)
         else:
             self._limit(exchange, exchange.began + self._connect_seconds)
@@ -160,7 +155,7 @@ class Exchanges:
         waiting, self._unresolved = self._unresolved, {}
         for exchange in waiting:
             if addresses.known:
-                exchange.addresses.extend(addresses.known)
+                exchange.addresses = tuple(addresses.known)
                 self._connect(exchange, now)
             else:
                 self._fail(exchange, Fault.DNS, now)
@@ -169,7 +164,7 @@ class Exchanges:
         """Begin to connect, to the next address that this can be begun to."""
         self._connecting.pop(exchange, None)
         while exchange.addresses:
-            address = exchange.addresses.popleft()
+            address, *exchange.addresses = exchange.addresses
             try:
                 connection = Connection(self._origin, address, self._epoll)
             except OSError:
@@ -250,15 +245,13 @@ class Exchanges:
             if progress is not Progress.NONE or connection.received_bytes != received_bytes:
                 self._close(connection)  # The other side has closed it, or speaks without being asked.
             return
-        if progress is Progress.NONE:
-            return
         now = time.monotonic()
         if progress is Progress.ANSWERED:
             self._end(exchange, connection.answer(int((now - exchange.began) * 1000)))
             self._rest(connection, now)
         elif progress is Progress.READY:
             self._connected(exchange, connection, now)
-        else:
+        elif progress is Progress.FAILED:
             self._close(connection)
             self._failed(exchange, connection, now)
 

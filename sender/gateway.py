@@ -15,9 +15,9 @@ from typing import Protocol
 
 import structlog
 
-from sender.answers import Fault, Verdict, judge
-from sender.delivery import Called, Delivery, Skip, Skipped
-from sender.exchanges import Ended, Exchanges
+from sender.answers import Answer, Fault, Verdict, judge
+from sender.delivery import Called, Delivery, Skipped
+from sender.exchanges import Exchange, Exchanges
 from sender.limit import Limit
 
 log = structlog.get_logger(__name__)
@@ -39,7 +39,7 @@ _FAILED = frozenset({Verdict.TROUBLE, Verdict.UNKNOWN})
 # What tells how long the gateway takes.
 _HEARD = frozenset({Verdict.ACCEPTED, Verdict.REFUSED, Verdict.DEFERRED})
 # Signs that it cannot take more connections.
-_OVERLOAD_REASONS = frozenset({Fault.REFUSED.value, Fault.CONNECT_TIMEOUT.value})
+_OVERLOADS = frozenset({Fault.REFUSED, Fault.CONNECT_TIMEOUT})
 
 
 class Pace(Protocol):
@@ -227,17 +227,18 @@ class GatewayClient:
             del self._deliveries[mailing_id]
         return started
 
-    def _finish(self, ended: list[Ended]) -> None:
+    def _finish(self, ended: list[Exchange]) -> None:
         if not ended:
             return
         now = time.monotonic()
         called: defaultdict[Delivery, list[Called]] = defaultdict(list)
-        for call, delivery, answer in ended:
-            if isinstance(answer, Skip):
+        for exchange in ended:
+            recipient, answer, delivery = exchange.call.recipient, exchange.answer, exchange.delivery
+            if isinstance(answer, Answer):
+                called[delivery].append(Called(recipient, answer, judge(answer)))
+            elif answer is not None:
                 self._free(delivery.mailing_id, 1)
-                delivery.put([Skipped(call.recipient, answer)])
-            else:
-                called[delivery].append(Called(call.recipient, answer, judge(answer)))
+                delivery.put([Skipped(recipient, answer)])
         in_flight = len(self._exchanges) + len(ended)
         self._adapt([result for results in called.values() for result in results], in_flight, now)
         for delivery, results in called.items():
@@ -246,7 +247,7 @@ class GatewayClient:
 
     def _adapt(self, called: list[Called], in_flight: int, now: float) -> None:
         """Let the number of calls in flight follow these answers; `in_flight` were until they came."""
-        if any(result.judgement.reason in _OVERLOAD_REASONS for result in called):
+        if any(result.answer.fault in _OVERLOADS for result in called):
             self._limit.refused(now)
         times = [
             result.answer.milliseconds / 1000

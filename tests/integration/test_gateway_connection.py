@@ -268,7 +268,7 @@ def test_answers_that_came_while_the_process_stood_still_are_read_all(
             client._limit.value = 2000.0
             wait, stood_still = client._exchanges.wait, threading.Event()
 
-            def stand_still(seconds: float) -> list[exchanges.Ended]:
+            def stand_still(seconds: float) -> list[exchanges.Exchange]:
                 if not stood_still.is_set() and len(client._exchanges) == count and not client._exchanges._connecting:
                     stood_still.set()
                     time.sleep(6.5)
