@@ -232,30 +232,32 @@ class GatewayClient:
             return
         now = time.monotonic()
         called: defaultdict[Delivery, list[Called]] = defaultdict(list)
+        seconds: list[float] = []
+        overloaded = False
         for exchange in ended:
             recipient, answer, delivery = exchange.call.recipient, exchange.answer, exchange.delivery
-            if isinstance(answer, Answer):
-                called[delivery].append(Called(recipient, answer, judge(answer)))
-            elif answer is not None:
+            if not isinstance(answer, Answer):
+                assert answer is not None
                 self._free(delivery.mailing_id, 1)
                 delivery.put([Skipped(recipient, answer)])
-        in_flight = len(self._exchanges) + len(ended)
-        self._adapt([result for results in called.values() for result in results], in_flight, now)
+                continue
+            judgement = judge(answer)
+            called[delivery].append(Called(recipient, answer, judgement))
+            if judgement.verdict in _HEARD or answer.fault is Fault.TIMEOUT:
+                seconds.append(answer.milliseconds / 1000)
+            elif answer.fault in _OVERLOADS:
+                overloaded = True
+        self._adapt(seconds, len(self._exchanges) + len(ended), now, overloaded=overloaded)
         for delivery, results in called.items():
             delivery.put(results)
             self._watch(delivery.mailing_id, results, now)
 
-    def _adapt(self, called: list[Called], in_flight: int, now: float) -> None:
-        """Let the number of calls in flight follow these answers; `in_flight` were until they came."""
-        if any(result.answer.fault in _OVERLOADS for result in called):
+    def _adapt(self, seconds: list[float], in_flight: int, now: float, *, overloaded: bool) -> None:
+        """Let the number of calls in flight follow how long answers took; `in_flight` were until they came."""
+        if overloaded:
             self._limit.refused(now)
-        times = [
-            result.answer.milliseconds / 1000
-            for result in called
-            if result.judgement.verdict in _HEARD or result.answer.fault is Fault.TIMEOUT
-        ]
-        if times:
-            self._limit.answered(times, in_flight, now)
+        if seconds:
+            self._limit.answered(seconds, in_flight, now)
 
     def _watch(self, mailing_id: int, called: list[Called], now: float) -> None:
         """Stop by itself when nothing works any more: the breaker needs a second, a thousand calls a blink."""
@@ -263,7 +265,7 @@ class GatewayClient:
         if Verdict.BLOCKED in verdicts:
             self._trip()
             return
-        failed = sum(verdict in _FAILED for verdict in verdicts)
+        failed = sum(map(verdicts.count, _FAILED))
         if mailing_id not in self._failing:
             self._failing = {m: heard for m, heard in self._failing.items() if heard[1] > now - TRIP_MEMORY_SECONDS}
         ratio, _ = self._failing.get(mailing_id, (0.0, now))

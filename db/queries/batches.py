@@ -213,7 +213,7 @@ def take(database: Database, batch_ids: Sequence[int], worker_id: str, again: It
         },
     )
     recipients: dict[int, list[Recipient]] = {row.id: [] for row in rows}
-    for batch_id, *recipient in found:
+    for batch_id, *recipient in found.all():  # One by one they would take half as long again.
         recipients[batch_id].append(Recipient._make(recipient))
     return [
         TakenBatch(
