@@ -28,6 +28,8 @@ from sender.pacer import Pacer
 from simulator.client import Simulator
 from tools.processes import free_port
 
+SHARE_OF_TEN = int(10 * MAILING_SHARE)
+
 
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[Simulator]:
@@ -335,11 +337,11 @@ def test_what_is_not_recorded_keeps_its_place(simulator: Simulator) -> None:
     with client_for(simulator.url, concurrency=10) as client:
         sent = delivery(3000, 50)
         client.submit(sent)
-        collector(sent).wait_for(8)  # one mailing's share of ten
+        collector(sent).wait_for(SHARE_OF_TEN)
         time.sleep(0.3)  # the absence of more calls is what is looked for
-        assert simulator.received()["requests"] == len(collector(sent).results) == 8
-        client.recorded(Counter({1: 8}))
-        collector(sent).wait_for(16)
+        assert simulator.received()["requests"] == len(collector(sent).results) == SHARE_OF_TEN
+        client.recorded(Counter({1: SHARE_OF_TEN}))
+        collector(sent).wait_for(2 * SHARE_OF_TEN)
         sent.stop()
 
 
@@ -430,9 +432,9 @@ def test_draining_finishes_what_is_on_the_wire_and_returns_the_rest(simulator: S
     with answers_after(simulator, 300), client_for(simulator.url, timeout=5, concurrency=10) as client:
         sent = delivery(8000, 100)
         client.submit(sent)
-        assert simulator.wait_for(lambda received: received["requests"] >= 8)
+        assert simulator.wait_for(lambda received: received["requests"] >= SHARE_OF_TEN)
         client.drain()
         assert sent.done.wait(10)
         found = collector(sent).results
-    assert sum(isinstance(result, Called) for result in found) == simulator.received()["requests"] == 8
+    assert sum(isinstance(result, Called) for result in found) == simulator.received()["requests"] == SHARE_OF_TEN
     assert len(found) == 100
