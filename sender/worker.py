@@ -84,6 +84,7 @@ def run_batches(settings: Settings) -> None:
     broker = connect(settings.amqp_url)
     recorder = Recorder(engine, clock)
     recorder.on_recorded = client.recorded
+    client.on_waiting = recorder.hurry
     sender = BatchSender(engine, name, client, recorder, keeper, clock, settings.gateway_max_attempts)
     recorder.on_done = sender.note_done
     sender.declare()

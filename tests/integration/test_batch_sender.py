@@ -45,6 +45,7 @@ def sending(engine: Engine, url: str) -> Iterator[BatchSender]:
     keeper = Keeper(engine, "a worker", 1, clock, pacer, None, client.wake)
     sender = BatchSender(engine, "a worker", client, recorder, keeper, clock, max_attempts=20)
     recorder.on_recorded, recorder.on_done = client.recorded, sender.note_done
+    client.on_waiting = recorder.hurry
     recorder.start()
     client.start()
     yield sender
@@ -76,6 +77,18 @@ def test_it_does_not_wait_for_the_slowest_call(session: Session, engine: Engine,
     # The call that hangs was given up.
     assert session.scalars(sa.select(Message.status).order_by(Message.id)).all() == ["sent", "sent", "pending"]
     assert not session.scalars(sa.select(Batch)).all()
+
+
+def test_results_are_recorded_soon_when_calls_wait_for_their_places(
+    session: Session, engine: Engine, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sender.recorder.CALM_GROUP_SECONDS", 60.0)
+    _, ids, batch_id = released(session, 30)  # thrice as many as may be in flight
+    with sending(engine, simulator.url) as sender:
+        sender.send_batches(batch_id)
+        assert wait_until(lambda: not session.scalars(sa.select(Batch.id)).all(), 20)
+
+    assert simulator.received()["requests"] == len(ids)
 
 
 def lose_next_answer(sender: BatchSender, engine: Engine) -> None:

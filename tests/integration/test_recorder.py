@@ -65,6 +65,21 @@ def test_last_result_of_a_batch_ends_it_and_wakes_the_dispatcher(
     assert set(session.scalars(sa.select(Message.status))) == {PENDING}
 
 
+def test_results_gather_until_somebody_waits_for_their_places(
+    session: Session, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sender.recorder.CALM_GROUP_SECONDS", 60.0)
+    first, second = deliver(session, recorder, 1), deliver(session, recorder, 1)
+    recorder.start()
+    recorder.put(first[0], [Skipped(first[1].recipients[0], Skip.RETURNED)])
+    assert first[0].done.wait(10)
+
+    recorder.put(second[0], [Skipped(second[1].recipients[0], Skip.RETURNED)])
+    assert not second[0].done.wait(0.3)
+    recorder.hurry()
+    assert second[0].done.wait(10)
+
+
 def test_a_result_that_cannot_be_written_takes_no_other_with_it(session: Session, recorder: Recorder) -> None:
     now = datetime.now(UTC)
     # Longer than what an index takes, and no text to compress: PostgreSQL calls that an operational error.
