@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -89,8 +90,9 @@ def measure(run: Run, chosen: Sequence[Section], results: Path, *, keep: bool) -
         for section in chosen:
             console.rule(escape(section.TITLE))
             measured: list[Figure] = []
+            theft = machine.Theft()
             try:
-                for figure in section.run(bench):
+                for figure in itertools.chain(section.run(bench), _stolen(section, theft)):
                     measured.append(figure)
                     _show(console, figure)
             except Exception:  # noqa: BLE001  # One section's trouble must not cost the figures of the others.
@@ -106,6 +108,10 @@ def measure(run: Run, chosen: Sequence[Section], results: Path, *, keep: bool) -
     if failed:
         console.print(f"[red]Not measured to the end: {', '.join(failed)}[/]")
     return 1 if failed else 0
+
+
+def _stolen(section: Section, theft: machine.Theft) -> Iterator[Figure]:
+    yield Figure(section.SECTION, "processor time that the machine's host withheld", 100 * theft.share, "%")
 
 
 def _show(console: Console, figure: Figure) -> None:

@@ -83,7 +83,8 @@ def _mark(database: Database, groups: dict[str, int]) -> None:
     total = int(database.scalar("SELECT count(*) FROM client"))
     for tag, size in groups.items():
         database.execute("UPDATE client SET tags = tags || %s WHERE id %% %s = 0", [tag], max(1, total // size))
-    database.execute("CLUSTER client USING pk_client")  # As if they had come with their tags: in the order of their ids.
+    # As if they had come with their tags: in the order of their ids.
+    database.execute("CLUSTER client USING pk_client")
     database.execute("VACUUM ANALYZE client")
 
 

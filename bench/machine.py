@@ -55,6 +55,25 @@ def look() -> Machine:
     )
 
 
+class Theft:
+    """What a virtual machine's host withholds of the processors from now on: the neighbours may slow a run."""
+
+    def __init__(self) -> None:
+        self._before = _processor_ticks()
+
+    @property
+    def share(self) -> float:
+        """Of all the processor time since, what was asked for and not given; 0 on a machine of its own."""
+        stolen, passed = (now - then for now, then in zip(_processor_ticks(), self._before, strict=True))
+        return stolen / passed if passed else 0.0
+
+
+def _processor_ticks() -> tuple[int, int]:
+    """Those stolen and all of them, since the machine started (proc(5), /proc/stat)."""
+    user, nice, system, idle, iowait, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return steal, user + nice + system + idle + iowait + irq + softirq + steal
+
+
 def _processor() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         name, _, value = line.partition(":")
