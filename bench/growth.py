@@ -38,6 +38,11 @@ class Cost:
         """The processor time of a message in µs, the gateway's left out."""
         return sum(spent for group, spent in self.cpu_microseconds.items() if group != "gateway")
 
+    @property
+    def cpu_by_gateway(self) -> float:
+        """The same for each µs of the gateway's, which does one thing always: the machine's own speed cancels out."""
+        return self.cpu / self.cpu_microseconds["gateway"]
+
 
 def run(bench: Bench) -> Iterator[Figure]:
     """First the sizes, without history; then a size between with more and more history."""
@@ -161,6 +166,8 @@ def _figures(name: str, cost: Cost, base: Cost | None) -> Iterator[Figure]:
     runs = f"mean of {cost.mailings}" if cost.mailings > 1 else "one run"
     reference = base.cpu if base else None
     yield Figure(SECTION, f"{name}: processor time", cost.cpu, "µs/message", reference, of, f"{groups}; {runs}")
+    reference = base.cpu_by_gateway if base else None
+    yield Figure(SECTION, f"{name}: the same for each µs of the gateway's", cost.cpu_by_gateway, "µs", reference, of)
     rate = cost.messages / cost.seconds
     base_rate = base.messages / base.seconds if base else None
     took = f"{cost.seconds:.2f} s from start to completed; WAL {cost.wal_bytes:,.0f} bytes/message"
