@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
-# structlog loads it where it is installed, as it is for development, and here nothing is drawn: 4 MB in each process.
-sys.modules["rich"] = None  # type: ignore[assignment]
-
-from common import logs  # noqa: E402
-from common.settings import Settings, SettingsError, exit_with, settings  # noqa: E402
-from sender import dispatcher, supervisor, worker  # noqa: E402
+from common import logs
+from common.settings import Settings, SettingsError, exit_with, settings
+from sender import dispatcher, supervisor, worker
 
 ROLES = {
     "dispatcher": "decide what is due: start mailings, release batches, sweep",
