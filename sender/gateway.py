@@ -253,17 +253,13 @@ class GatewayClient:
                 seconds.append(answer.milliseconds / 1000)
             elif answer.fault in _OVERLOADS:
                 overloaded = True
-        self._adapt(seconds, len(self._exchanges) + len(ended), now, overloaded=overloaded)
-        for delivery, results in called.items():
-            delivery.put(results)
-            self._watch(delivery.mailing_id, results, now)
-
-    def _adapt(self, seconds: list[float], in_flight: int, now: float, *, overloaded: bool) -> None:
-        """Let the number of calls in flight follow how long answers took; `in_flight` were until they came."""
         if overloaded:
             self._limit.refused(now)
         if seconds:
-            self._limit.answered(seconds, in_flight, now)
+            self._limit.answered(seconds, len(self._exchanges) + len(ended), now)
+        for delivery, results in called.items():
+            delivery.put(results)
+            self._watch(delivery.mailing_id, results, now)
 
     def _watch(self, mailing_id: int, called: list[Called], now: float) -> None:
         """Stop by itself when nothing works any more: the breaker needs a second, a thousand calls a blink."""
