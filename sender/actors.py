@@ -33,7 +33,7 @@ PATIENCE_SECONDS = 0.25
 
 
 class BatchSender:
-    """The actor for batches, with what it needs of its process."""
+    """The actor for batches, with what it needs of its process, whose parts are told of each other here."""
 
     def __init__(
         self,
@@ -53,6 +53,9 @@ class BatchSender:
         self._clock = clock
         self._max_attempts = max_attempts
         self._giving_up = threading.Event()
+        recorder.on_recorded = client.recorded
+        recorder.on_done = self.note_done
+        client.on_waiting = recorder.hurry
 
     def declare(self) -> None:
         """Register the actor with the process's broker."""

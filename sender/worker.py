@@ -83,10 +83,7 @@ def run_batches(settings: Settings) -> None:
     keeper = Keeper(engine, name, BATCH_THREADS, clock, pacer, settings.gateway_rate_limit or None, client.wake)
     broker = connect(settings.amqp_url)
     recorder = Recorder(engine, clock)
-    recorder.on_recorded = client.recorded
-    client.on_waiting = recorder.hurry
     sender = BatchSender(engine, name, client, recorder, keeper, clock, settings.gateway_max_attempts)
-    recorder.on_done = sender.note_done
     sender.declare()
     keeper.start()
     while not keeper.ready.wait(timeout=0.2):  # The clock and the pace are known before the first call.

@@ -44,8 +44,6 @@ def sending(engine: Engine, url: str) -> Iterator[BatchSender]:
     client = GatewayClient(url, None, TIMEOUT_SECONDS, 10, pacer)
     keeper = Keeper(engine, "a worker", 1, clock, pacer, None, client.wake)
     sender = BatchSender(engine, "a worker", client, recorder, keeper, clock, max_attempts=20)
-    recorder.on_recorded, recorder.on_done = client.recorded, sender.note_done
-    client.on_waiting = recorder.hurry
     recorder.start()
     client.start()
     yield sender
